@@ -1,0 +1,64 @@
+"""ReLU and Leaky ReLU as compiled, deployable operators.
+
+Author a rectifier graph as an ONNX model (`graphs`), compile it (`compile`, `build`), run it
+without a compiler (`load`), check it (`verify`). See README.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from relu_ops._version import __version__
+
+if TYPE_CHECKING:
+    from relu_ops import graphs, interop
+    from relu_ops.compiler import build
+    from relu_ops.errors import ReluOpsError
+    from relu_ops.jit import compile, leaky_relu, relu
+    from relu_ops.runtime.dispatch import load
+    from relu_ops.runtime.operator import Operator
+    from relu_ops.verify import verify
+
+# Where each public name lives. A name is imported when it is first used, so that importing
+# relu_ops loads no compiler, no onnx and no onnxruntime, and running a bundle never does.
+_HOMES = {
+    "Operator": "relu_ops.runtime.operator",
+    "ReluOpsError": "relu_ops.errors",
+    "build": "relu_ops.compiler",
+    "compile": "relu_ops.jit",
+    "leaky_relu": "relu_ops.jit",
+    "load": "relu_ops.runtime.dispatch",
+    "relu": "relu_ops.jit",
+    "verify": "relu_ops.verify",
+}
+_MODULES = ("graphs", "interop")
+
+__all__ = [
+    "Operator",
+    "ReluOpsError",
+    "__version__",
+    "build",
+    "compile",
+    "graphs",
+    "interop",
+    "leaky_relu",
+    "load",
+    "relu",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"relu_ops.{name}")
+    else:
+        raise AttributeError(f"module 'relu_ops' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,390 @@
+"""The bundle: the narrow waist between building and running.
+
+A bundle is a directory with `manifest.json`, `model.onnx`, one shared library per target, and
+nothing else. It is written to a temporary sibling and renamed; it is read with every digest
+checked, into memory, before a byte of it is treated as code. Knows the file system; never
+imports a compiler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from relu_ops import targets
+from relu_ops.errors import ArgumentError, BundleError
+from relu_ops.semantics import DTYPES, SEMANTICS_VERSION
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+
+_LARGEST_MANIFEST = 16 * 2**20
+_FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Dim = int | str | None
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
+    """The base of every record in a manifest: no field unknown, none of a wrong type."""
+
+
+class Tensor(Record, frozen=True):
+    """An input or output: its shape is None where the rank is open."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...] | None
+
+
+class Term(Record, frozen=True):
+    """What a shape is a broadcast of: an input, or a constant shape; see `ir.Term`."""
+
+    input: int | None
+    shape: tuple[int, ...]
+    trailing: int
+
+
+class Requirement(Record, frozen=True):
+    """The shape of `terms` must broadcast into that of `into`."""
+
+    what: str
+    terms: tuple[Term, ...]
+    into: tuple[Term, ...]
+
+
+class File(Record, frozen=True):
+    """One file of the bundle, the manifest aside.
+
+    `requires` says what a library needs beyond the target itself: the newest glibc symbol version,
+    for CUDA the SM versions it has code for.
+    """
+
+    path: str
+    role: str
+    target: str | None
+    sha256: str
+    size: int
+    requires: dict[str, Any]
+
+
+class Manifest(Record, frozen=True):
+    """What a bundle holds and what made it."""
+
+    format: int
+    semantics: int
+    operator: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    output_terms: tuple[tuple[Term, ...], ...]
+    requirements: tuple[Requirement, ...]
+    tvm_ffi_abi: str
+    producer: dict[str, str]
+    files: tuple[File, ...]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of the targets that the bundle has a library for."""
+        return tuple(f.target for f in self.files if f.target is not None)
+
+    def file(self, path: str) -> File:
+        """The entry of a file."""
+        return next(f for f in self.files if f.path == path)
+
+    def library(self, target: str) -> File:
+        """The entry of a target's library."""
+        return next(f for f in self.files if f.target == target)
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """A bundle that was read and checked; its files are in memory.
+
+    Attributes:
+        path: Where it was read from.
+        manifest: What it says of itself.
+        digest: The sha256 of manifest.json, which covers every file by its digest.
+        contents: The bytes of every file, by name.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    contents: Mapping[str, bytes]
+
+
+def digest_of(content: bytes) -> str:
+    """The sha256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------
+# Writing
+
+
+def write(path: str | os.PathLike[str], manifest: Manifest, contents: Mapping[str, bytes]) -> str:
+    """Write a bundle, replacing one that is there; whatever else is there is left alone.
+
+    Args:
+        path: The directory to make. Its parent must exist.
+        manifest: The manifest; its `files` describe `contents`.
+        contents: The bytes of every file, by name.
+
+    Returns:
+        The digest of the manifest.
+
+    Raises:
+        ArgumentError: The path exists and is not a bundle.
+        BundleError: The bundle cannot be written there.
+    """
+    final = Path(os.path.abspath(path))
+    if os.path.lexists(final) and not is_bundle(final):
+        raise ArgumentError(
+            f"{final}: exists and is not a bundle, so it is not replaced", "choose another path"
+        )
+    encoded = encode(manifest)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary_sibling(final) as temporary:
+            for name, content in {**contents, MANIFEST: encoded}.items():
+                _write_synced(temporary / name, content)
+            _sync_directory(temporary)
+            _put_in_place(temporary, final)
+        _sync_directory(final.parent)
+    except OSError as error:
+        raise BundleError(f"{final}: cannot be written: {error.strerror or error}") from error
+    return digest_of(encoded)
+
+
+def is_bundle(path: Path) -> bool:
+    """True for a directory with a manifest."""
+    return path.is_dir() and not path.is_symlink() and (path / MANIFEST).is_file()
+
+
+def encode(manifest: Manifest) -> bytes:
+    """A manifest as it is written: the same bytes for the same content."""
+    plain = msgspec.to_builtins(manifest)
+    return (json.dumps(plain, indent=1, ensure_ascii=True, sort_keys=True) + "\n").encode()
+
+
+@contextlib.contextmanager
+def _temporary_sibling(final: Path) -> Iterator[Path]:
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename; a bundle that is already there is moved aside and removed."""
+    aside = temporary.with_name(temporary.name + ".old")
+    if final.exists():
+        final.rename(aside)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if aside.exists():
+            aside.rename(final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+
+
+def read(path: str | os.PathLike[str], digest: str | None = None) -> Bundle:
+    """Read a bundle and check every file against its digest.
+
+    Args:
+        path: The directory.
+        digest: The expected sha256 of its manifest, or None to trust the manifest found.
+
+    Raises:
+        BundleError: There is no bundle, or it is not what its manifest (or `digest`) says.
+    """
+    shown = os.fspath(path)
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"{shown}: no bundle can be read there: {reason}") from error
+    try:
+        encoded = _read_file(directory, MANIFEST, _LARGEST_MANIFEST)
+        found = digest_of(encoded)
+        if digest is not None and digest.lower() != found:
+            raise BundleError(f"{MANIFEST} has the digest {found}; it must have {digest}")
+        manifest = decode(encoded)
+        contents = {entry.path: _read_entry(directory, entry) for entry in manifest.files}
+        _check_nothing_else(directory, manifest)
+    except BundleError as error:
+        raise BundleError(f"{shown}: {error.message}", error.hint) from error
+    except OSError as error:
+        raise BundleError(f"{shown}: cannot be read: {error.strerror}") from error
+    finally:
+        os.close(directory)
+    return Bundle(Path(shown), manifest, found, contents)
+
+
+def _read_file(directory: int, name: str, limit: int) -> bytes:
+    """Read a regular file of a directory: no link is followed, nothing blocks."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(name, flags, dir_fd=directory)
+    except OSError as error:
+        raise BundleError(f"{name} cannot be opened: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise BundleError(f"{name} must be a regular file with one name, no link or device")
+        if status.st_size > limit:
+            raise BundleError(f"{name} has {status.st_size} bytes; it must have at most {limit}")
+        return file.read(limit + 1)
+
+
+def from_contents(path: str, encoded: bytes, contents: Mapping[str, bytes]) -> Bundle:
+    """Make a bundle of bytes that did not come from a directory, checked as if they had.
+
+    Raises:
+        BundleError: They are not what the manifest says.
+    """
+    manifest = decode(encoded)
+    if set(contents) != {entry.path for entry in manifest.files}:
+        raise BundleError(f"{path}: the files are not those that the manifest lists")
+    for entry in manifest.files:
+        _check_content(entry, contents[entry.path])
+    return Bundle(Path(path), manifest, digest_of(encoded), dict(contents))
+
+
+def _read_entry(directory: int, entry: File) -> bytes:
+    content = _read_file(directory, entry.path, entry.size)
+    _check_content(entry, content)
+    return content
+
+
+def _check_content(entry: File, content: bytes) -> None:
+    if len(content) != entry.size:
+        raise BundleError(f"{entry.path} has {len(content)} bytes; it must have {entry.size}")
+    found = digest_of(content)
+    if found != entry.sha256:
+        raise BundleError(
+            f"{entry.path} has the sha256 {found}; the manifest says {entry.sha256}",
+            "the file was damaged or replaced: copy or build the bundle again",
+        )
+
+
+def _check_nothing_else(directory: int, manifest: Manifest) -> None:
+    expected = {MANIFEST, *(entry.path for entry in manifest.files)}
+    extra = sorted(set(os.listdir(directory)) - expected)
+    if extra:
+        raise BundleError(f"holds {extra[0]!r}, which its manifest does not list")
+
+
+def decode(encoded: bytes) -> Manifest:
+    """Parse and check a manifest.
+
+    Raises:
+        BundleError: It is not a manifest of a known format.
+    """
+    try:
+        plain = json.loads(
+            encoded.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_refuse
+        )
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST} is not valid JSON: {_shortened(error)}") from error
+    version = plain.get("format") if isinstance(plain, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{MANIFEST} has format {_shortened(version)}; this relu_ops reads up to "
+            f"{FORMAT_VERSION}",
+            "the bundle was made by a newer relu_ops: upgrade with pip install --upgrade relu_ops",
+        )
+    try:
+        manifest = msgspec.convert(plain, Manifest, strict=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST} is not a manifest: {_shortened(error)}") from error
+    _check_manifest(manifest)
+    return manifest
+
+
+def _shortened(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return result
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    """Check what the types do not say."""
+    def check(holds: bool, what: str) -> None:
+        if not holds:
+            raise BundleError(f"{MANIFEST}: {what}")
+
+    check(manifest.format == FORMAT_VERSION, f"format must be {FORMAT_VERSION}")
+    check(
+        1 <= manifest.semantics <= SEMANTICS_VERSION,
+        f"semantics version {_shortened(manifest.semantics)} is not known",
+    )
+    for tensor in manifest.inputs + manifest.outputs:
+        check(tensor.dtype in DTYPES, f"dtype {_shortened(tensor.dtype)} is not known")
+    check(bool(manifest.outputs), "there must be an output")
+    check(len(manifest.output_terms) == len(manifest.outputs), "output_terms do not match outputs")
+    every_term = [t for terms in manifest.output_terms for t in terms]
+    every_term += [t for r in manifest.requirements for t in r.terms + r.into]
+    for term in every_term:
+        known = term.input is None or 0 <= term.input < len(manifest.inputs)
+        check(known and 0 <= term.trailing <= 16, "a term names no input")
+        check(len(term.shape) <= 16 and all(0 <= d < 2**62 for d in term.shape), "a shape is wrong")
+    paths = [entry.path for entry in manifest.files]
+    check(len(set(paths)) == len(paths), "a file is listed twice")
+    check(MODEL in paths, f"{MODEL} is not listed")
+    for entry in manifest.files:
+        named = _FILE_NAME.fullmatch(entry.path) and entry.path != MANIFEST
+        check(bool(named), f"{_shortened(repr(entry.path))} is not a file name of a bundle")
+        check(bool(_DIGEST.fullmatch(entry.sha256)), f"the sha256 of {entry.path} is malformed")
+        check(0 <= entry.size < 2**40, f"the size of {entry.path} is out of range")
+        check(
+            (entry.role, entry.target is None) in (("model", True), ("library", False)),
+            f"{entry.path} must be the model or a target's library",
+        )
+        if entry.target is not None:
+            known = targets.is_known(entry.target)
+            check(known, f"target {_shortened(entry.target)} is not known")
+    check(len(set(manifest.targets)) == len(manifest.targets), "a target is listed twice")

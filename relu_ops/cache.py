@@ -1,0 +1,195 @@
+"""The compile cache: bundles on disk, one per model, target and everything that made it.
+
+Lies in the user's cache directory, or where RELU_OPS_CACHE says. Safe under concurrent processes:
+one compiles while the others wait, and a bundle appears whole or not at all. A cache that cannot
+be used is never in the way of a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from relu_ops import bundle as bundles
+from relu_ops.bundle import Bundle, Manifest
+from relu_ops.errors import ArgumentError, BundleError, CacheError
+
+DIRECTORY_VARIABLE = "RELU_OPS_CACHE"
+SIZE_VARIABLE = "RELU_OPS_CACHE_SIZE"
+DEFAULT_SIZE = 256 * 2**20
+"""Bytes; the oldest entries go first when the sum is above."""
+
+_LOCK_SECONDS = 300.0
+
+Make = Callable[[], tuple[Manifest, Mapping[str, bytes]]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One bundle in the cache."""
+
+    path: Path
+    operator: str
+    targets: tuple[str, ...]
+    size: int
+    used: float
+
+
+def directory() -> Path:
+    """Where the cache lies; it need not exist."""
+    chosen = os.environ.get(DIRECTORY_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    return Path(platformdirs.user_cache_dir("relu_ops", appauthor=False))
+
+
+def key_of(model: bytes, target: str, producer: Mapping[str, str]) -> str:
+    """The key of a bundle: a digest of everything that decides its bytes."""
+    digest = hashlib.sha256()
+    for part in (model, target.encode(), json.dumps(dict(producer), sort_keys=True).encode()):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def fetch(key: str, make: Make) -> Bundle:
+    """The bundle of a key: read, or made and stored.
+
+    Args:
+        key: See `key_of`.
+        make: Compiles the bundle; called at most once.
+
+    Raises:
+        Whatever `make` raises; a cache that cannot be used only costs time.
+    """
+    try:
+        folder = _usable_directory()
+        path = folder / key
+        if (found := _read(path)) is not None:
+            return found
+        with _locked(folder / f"{key}.lock"):
+            if (found := _read(path)) is not None:
+                return found
+            manifest, contents = make()
+            return _store(path, manifest, contents)
+    except CacheError:
+        manifest, contents = make()
+        return bundles.from_contents(key, bundles.encode(manifest), dict(contents))
+
+
+def _usable_directory() -> Path:
+    """Make the cache directory, and refuse one that somebody else could write into.
+
+    Its libraries are code that this process will run.
+    """
+    folder = directory()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except (OSError, RuntimeError) as error:
+        raise CacheError(f"cache {folder}: cannot be made: {error}") from error
+    if status.st_uid != os.geteuid():
+        raise CacheError(f"cache {folder}: belongs to the user {status.st_uid}, not to this one")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise CacheError(f"cache {folder}: can be written by others", f"chmod 700 {folder}")
+    return folder
+
+
+def _read(path: Path) -> Bundle | None:
+    """The bundle at a path, or None where there is none that is whole."""
+    if not path.is_dir():
+        return None
+    try:
+        found = bundles.read(path)
+    except BundleError:
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return found
+
+
+def _store(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle; where the disk is full or read-only, the result is used all the same."""
+    made = bundles.from_contents(str(path), bundles.encode(manifest), dict(contents))
+    try:
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=True)  # it was there and not whole
+        bundles.write(path, manifest, contents)
+        _shrink(path)
+    except (BundleError, ArgumentError, OSError):
+        pass
+    return made
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = filelock.FileLock(path, timeout=_LOCK_SECONDS, mode=0o600)
+    try:
+        lock.acquire()
+    except (filelock.Timeout, OSError, NotImplementedError) as error:
+        raise CacheError(f"cache {path.parent}: cannot be locked: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def entries() -> list[Entry]:
+    """The bundles in the cache, the most recently used first."""
+    found = []
+    folder = directory()
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not bundles.is_bundle(path):
+            continue
+        with contextlib.suppress(OSError, BundleError):
+            manifest = bundles.decode((path / bundles.MANIFEST).read_bytes())
+            size = sum(file.stat().st_size for file in path.iterdir())
+            used = path.stat().st_mtime
+            found.append(Entry(path, manifest.operator, manifest.targets, size, used))
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def clear() -> int:
+    """Remove everything from the cache; return how many bundles there were."""
+    found = entries()
+    folder = directory()
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == ".lock":
+            path.unlink(missing_ok=True)
+    return len(found)
+
+
+def size_limit() -> int:
+    """The limit in bytes: RELU_OPS_CACHE_SIZE, or the default."""
+    text = os.environ.get(SIZE_VARIABLE, "")
+    if not text:
+        return DEFAULT_SIZE
+    if not text.isascii() or not text.isdigit():
+        raise ArgumentError(f"{SIZE_VARIABLE} must be a number of bytes (not {text!r})")
+    return int(text)
+
+
+def _shrink(kept: Path) -> None:
+    """Remove the oldest bundles until the limit holds, and what died while writing."""
+    total, limit = 0, size_limit()
+    for entry in entries():
+        total += entry.size
+        if total > limit and entry.path != kept:
+            shutil.rmtree(entry.path, ignore_errors=True)
+    a_day_ago = time.time() - 86400
+    for path in kept.parent.glob(".*"):
+        if path.is_dir() and path.stat().st_mtime < a_day_ago:
+            shutil.rmtree(path, ignore_errors=True)

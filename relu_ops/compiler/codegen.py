@@ -1,0 +1,287 @@
+"""Turns a scheduled graph into a shared library: TVM makes the kernels, a C compiler the entry.
+
+The library needs nothing but tvm-ffi and the C library. Two builds of the same graph with the
+same tools give the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tvm
+import tvm_ffi.libinfo
+
+from relu_ops import ir
+from relu_ops.compiler import schedule_x86
+from relu_ops.compiler.schedule_x86 import Kernel, Leaf
+from relu_ops.compiler.toolchain import c_compiler
+from relu_ops.errors import BuildError
+from relu_ops.semantics import DTYPES, dlpack_type
+from relu_ops.targets import Target
+
+# The entry is compiled for plain x86-64, whatever the kernels are for: a library for v2 holds no
+# wider instruction. No build path, time or compiler comment reaches the file.
+_COMPILE_FLAGS = [
+    *("-x", "c", "-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-march=x86-64"),
+    "-ffile-prefix-map={}=.",
+]
+_LINK_FLAGS = [
+    "-shared",
+    "-Wl,--build-id=none",
+    "-Wl,-z,noexecstack",
+    "-Wl,-z,relro",
+    "-Wl,-z,now",
+    "-Wl,--gc-sections",
+    "-Wl,--hash-style=gnu",
+    "-Wl,-s",
+]
+
+_VERSION_SCRIPT = "{ global: __tvm_ffi_*; local: *; };\n"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a library was made of, for people to read: by kind, one text."""
+
+    tir: str
+    llvm: str
+    assembly: str
+    entry: str
+
+
+def build_x86(graph: ir.Graph, target: Target) -> bytes:
+    """Compile a graph for an x86 target.
+
+    Args:
+        graph: The graph.
+        target: A CPU target.
+
+    Returns:
+        The bytes of a shared library with the tvm-ffi functions of entry.c.
+
+    Raises:
+        BuildError: There is no C compiler, or it failed.
+    """
+    kernels = schedule_x86.schedule(graph, target)
+    module = _codegen(kernels, target)
+    compiler = c_compiler()
+    with tempfile.TemporaryDirectory(prefix="relu_ops-") as folder:
+        return _link(graph, kernels, module, compiler, Path(folder))
+
+
+def sources_x86(graph: ir.Graph, target: Target) -> Sources:
+    """The intermediate forms of a graph's library, without building it."""
+    kernels = schedule_x86.schedule(graph, target)
+    module = _codegen(kernels, target)
+    return Sources(
+        "\n".join(kernel.function.script() for kernel in kernels),
+        module.inspect_source("ll"),
+        module.inspect_source("asm"),
+        operator_header(graph, kernels),
+    )
+
+
+def _codegen(kernels: Sequence[Kernel], target: Target) -> tvm.runtime.Module:
+    """Run TVM's LLVM code generation, with no simplifier before it (see legalize)."""
+    tvm_target = tvm.target.Target({"kind": "llvm", "mcpu": target.name})
+    functions = {k.name: k.function.with_attr("target", tvm_target) for k in kernels}
+    return tvm.get_global_func("target.build.llvm")(tvm.IRModule(functions), tvm_target)
+
+
+def _link(
+    graph: ir.Graph,
+    kernels: Sequence[Kernel],
+    module: tvm.runtime.Module,
+    compiler: list[str],
+    folder: Path,
+) -> bytes:
+    (folder / "entry.c").write_bytes(_entry_source())
+    (folder / "operator.h").write_text(operator_header(graph, kernels))
+    (folder / "constants.bin").write_bytes(_constants(graph)[0])
+    (folder / "exports.map").write_text(_VERSION_SCRIPT)
+    module.write_to_file(str(folder / "kernels.o"))
+    includes = [f"-I{path}" for path in tvm_ffi.libinfo.include_paths()]
+    flags = [flag.format(folder) for flag in _COMPILE_FLAGS]
+    _run([*compiler, *flags, *includes, "-c", "entry.c", "-o", "entry.o"], folder)
+    link = [*_LINK_FLAGS, "-Wl,--version-script=exports.map"]
+    _run([*compiler, "entry.o", "kernels.o", "-o", "operator.so", *link], folder)
+    return (folder / "operator.so").read_bytes()
+
+
+@functools.cache
+def _entry_source() -> bytes:
+    return Path(__file__).with_name("entry.c").read_bytes()
+
+
+def _run(command: list[str], folder: Path) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    except OSError as error:
+        raise BuildError(f"{command[0]}: cannot be run: {error.strerror}") from error
+    if done.returncode != 0:
+        raise BuildError(
+            f"{shlex.join(command)}\nfailed with exit code {done.returncode}:\n{done.stderr}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# The tables of entry.c
+
+
+def _constants(graph: ir.Graph) -> tuple[bytes, dict[int, int]]:
+    """The array constants of a graph, each at a multiple of 64 bytes, and where each one is."""
+    content, offsets = bytearray(), {}
+    for leaf in schedule_x86.leaves_of(graph):
+        array = graph.values[leaf.value].array
+        if array is not None and leaf.value not in offsets:
+            content += b"\0" * (-len(content) % 64)
+            offsets[leaf.value] = len(content)
+            content += np.ascontiguousarray(array).tobytes()
+    return bytes(content or b"\0"), offsets
+
+
+class _Header:
+    """Writes operator.h: names tables of dimensions and terms as it goes."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.lines: list[str] = []
+        self.symbols: dict[str, int] = {}
+        self.tables = 0
+
+    def table(self, kind: str, items: Sequence[str]) -> str:
+        """Declare an array and return its name."""
+        name = f"table_{self.tables}"
+        self.tables += 1
+        self.lines.append(f"static const {kind} {name}[] = {{{', '.join(items or ['0'])}}};")
+        return name
+
+    def dims(self, shape: ir.Shape) -> str:
+        return self.table("int64_t", [self.dim(d) for d in shape])
+
+    def dim(self, dim: ir.Dim) -> str:
+        if dim is None:
+            return "FREE"
+        if isinstance(dim, str):
+            return f"SYMBOL({self.symbols.setdefault(dim, len(self.symbols))})"
+        return f"INT64_C({dim})"
+
+    def terms(self, terms: frozenset[ir.Term]) -> str:
+        rows = []
+        for term in ir.ordered(terms):
+            dims = self.dims(term.shape)
+            source = -1 if term.input is None else term.input
+            rows.append(f"{{{source}, {term.trailing}, {len(term.shape)}, {dims}}}")
+        table = self.table("Term", rows or ["{0}"])
+        return f"{{{len(rows)}, {table}}}"
+
+    def rows(self, kind: str, name: str, rows: Sequence[str]) -> None:
+        """Declare one of the operator's own tables; an empty one keeps a dummy row."""
+        body = ",\n  ".join(rows or ["{0}"])
+        self.lines.append(f"static const {kind} {name}[] = {{\n  {body}}};")
+
+
+def _quoted(text: str) -> str:
+    """A C string literal of any name, cut to a length that an error message can bear."""
+    escaped = "".join(
+        chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}"
+        for b in text.encode()[:200]
+    )
+    return f'"{escaped}"'
+
+
+def operator_header(graph: ir.Graph, kernels: Sequence[Kernel]) -> str:
+    """The tables of one operator, as C."""
+    header = _Header(graph)
+    leaves = schedule_x86.leaves_of(graph)
+    header.rows("InputSpec", "inputs", [_input_row(header, i) for i in graph.inputs])
+    header.rows("OutputSpec", "outputs", [_output_row(header, o) for o in graph.outputs])
+    header.rows(
+        "Requirement",
+        "requirements",
+        [
+            f"{{{_quoted(r.what)}, {header.terms(r.terms)}, {header.terms(r.into)}}}"
+            for r in graph.requirements
+        ],
+    )
+    _constants_section(header, leaves)
+    dtypes = [leaf.dtype for leaf in leaves]
+    dtypes += [graph.values[output.value].dtype for output in graph.outputs]
+    itemsizes = [str(DTYPES[d].itemsize) for d in dtypes]
+    header.lines.append(f"static const uint8_t itemsizes[] = {{{', '.join(itemsizes)}}};")
+    header.rows("Kernel", "kernels", [_kernel_row(header, k) for k in kernels])
+    counts = {
+        "INPUTS": len(graph.inputs),
+        "OUTPUTS": len(graph.outputs),
+        "LEAVES": len(leaves),
+        "OPERANDS": len(leaves) + len(graph.outputs),
+        "REQUIREMENTS": len(graph.requirements),
+        "SYMBOLS": len(header.symbols),
+        "KERNELS": len(kernels),
+    }
+    lines = ["/* Generated by relu_ops. */"]
+    lines.append(f"#define OPERATOR_NAME {_quoted(graph.name)}")
+    lines += [f"#define {name} {count}" for name, count in counts.items()]
+    return "\n".join(lines + header.lines) + "\n"
+
+
+def _input_row(header: _Header, source: ir.Input) -> str:
+    code, bits = dlpack_type(source.dtype)
+    rank = -1 if source.shape is None else len(source.shape)
+    return f"{{{_quoted(source.name)}, {code}, {bits}, {rank}, {header.dims(source.shape or ())}}}"
+
+
+def _output_row(header: _Header, output: ir.Output) -> str:
+    value = header.graph.values[output.value]
+    code, bits = dlpack_type(value.dtype)
+    return f"{{{_quoted(output.name)}, {code}, {bits}, {header.terms(value.terms)}}}"
+
+
+def _constants_section(header: _Header, leaves: Sequence[Leaf]) -> None:
+    """Embed constants.bin as it is, and the rows of the leaves that point into it."""
+    _, offsets = _constants(header.graph)
+    header.lines += [
+        "extern const unsigned char relu_ops_constants[];",
+        'asm(".section .rodata\\n.balign 64\\n.hidden relu_ops_constants\\n"',
+        '    "relu_ops_constants: .incbin \\"constants.bin\\"\\n.previous\\n");',
+    ]
+    rows = []
+    for leaf in leaves:
+        value = header.graph.values[leaf.value]
+        itemsize = DTYPES[leaf.dtype].itemsize
+        if value.kind == "input":
+            rows.append(f"{{{value.input}, {leaf.trailing}, {itemsize}, 0, 0, 0}}")
+        else:
+            shape = next(iter(value.terms)).shape
+            at = f"relu_ops_constants + {offsets[leaf.value]}"
+            dims = header.dims(shape)
+            rows.append(f"{{-1, {leaf.trailing}, {itemsize}, {len(shape)}, {dims}, {at}}}")
+    header.rows("Leaf", "leaves", rows)
+
+
+def _kernel_row(header: _Header, kernel: Kernel) -> str:
+    """Declare a kernel, and a caller that spreads a plan over its parameters."""
+    operands = range(len(kernel.patterns))
+    strided = schedule_x86.STRIDED in kernel.patterns
+    arguments = [f"data[{k}]" for k in operands] + [f"row[{k}]" for k in operands]
+    arguments += [f"inner[{k}]" for k in operands] if strided else []
+    types = ["char*"] * len(operands) + ["int64_t"] * (len(arguments) - len(operands) + 2)
+    header.lines.append(f"void {kernel.name}({', '.join(types)});")
+    header.lines += [
+        f"static void call_{kernel.name}(char* const* data, const int64_t* row,",
+        "    const int64_t* inner, int64_t rows, int64_t n) {",
+        "  (void)inner;",
+        f"  {kernel.name}({', '.join(arguments)}, rows, n);",
+        "}",
+    ]
+    patterns = header.table("int8_t", [str(p) for p in kernel.patterns])
+    return f"{{call_{kernel.name}, {patterns}}}"

@@ -1,0 +1,772 @@
+"""Imports an ONNX model into a `Graph`: decides what is in scope, and what a node means.
+
+Here the differences between operator versions end: behind this module an operator has one form.
+Knows onnx; never imports TVM. Everything that a model can get wrong is an error of this module.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.checker
+import onnx.defs
+import onnx.external_data_helper
+import onnx.inliner
+import onnx.numpy_helper
+import onnx.shape_inference
+from onnx import TensorProto
+
+from relu_ops import ir, reference
+from relu_ops.errors import ArgumentTypeError, ModelError, UnsupportedError
+from relu_ops.semantics import DTYPES, MAXIMUM_RANK, MINIMUM_OPSET, OPERATORS
+
+Model = onnx.ModelProto | bytes | str | os.PathLike[str]
+
+_ONNX_NAMES = {"float32": "float", "float64": "double"}
+"""ONNX's names of the dtypes that it calls otherwise."""
+
+_ELEMENT_TYPES: dict[int, str] = {
+    TensorProto.DataType.Value(_ONNX_NAMES.get(name, name).upper()): name for name in DTYPES
+}
+
+_SUPPORTED_DTYPES = f"supported dtypes: {', '.join(DTYPES)}"
+_SUPPORTED_OPERATORS = f"supported operators: {', '.join(OPERATORS)}"
+
+
+def import_model(model: Model) -> ir.Graph:
+    """Import a model.
+
+    Args:
+        model: A `ModelProto`, its serialized bytes, or the path of a file. External data is read
+            only for a path, and only from inside the model's folder.
+
+    Returns:
+        The normalised graph.
+
+    Raises:
+        ModelError: The model is not valid ONNX.
+        UnsupportedError: It is, and needs what relu_ops does not compile.
+    """
+    proto = read_model(model)
+    check_model(proto)
+    return _Importer(proto).run()
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading and checking
+
+
+def read_model(model: Model) -> onnx.ModelProto:
+    """Return the model as a `ModelProto` of its own, with external data loaded."""
+    if isinstance(model, onnx.ModelProto):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+        folder = None
+    elif isinstance(model, bytes | bytearray | memoryview):
+        proto, folder = _parse(bytes(model), "the model"), None
+    elif isinstance(model, str | os.PathLike):
+        path = Path(model)
+        try:
+            content = path.read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ModelError(f"{path}: cannot be read: {reason}") from error
+        proto, folder = _parse(content, str(path)), path.resolve().parent
+    else:
+        raise ArgumentTypeError(
+            f"model must be a path, bytes or an onnx.ModelProto (not {type(model).__name__})"
+        )
+    _load_external_data(proto, folder)
+    return proto
+
+
+def _parse(content: bytes, name: str) -> onnx.ModelProto:
+    try:
+        proto = onnx.ModelProto.FromString(content)
+    except Exception as error:
+        raise ModelError(f"{name}: is not an ONNX model: {error}") from error
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise ModelError(f"{name}: is not an ONNX model: it has no graph or no opset_import")
+    return proto
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _load_external_data(proto: onnx.ModelProto, folder: Path | None) -> None:
+    for tensor in _tensors(proto.graph):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        if folder is None:
+            raise ModelError(
+                f"tensor {tensor.name!r} keeps its data in an external file, and the model was "
+                "not given as a path",
+                "pass the path of the .onnx file, or load it with onnx.load first",
+            )
+        _load_external_tensor(tensor, folder)
+
+
+def _load_external_tensor(tensor: TensorProto, folder: Path) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    try:
+        path = (folder / location).resolve()
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
+        if not location or Path(location).is_absolute() or not path.is_relative_to(folder):
+            raise ValueError(f"{location!r} lies outside the model's folder")
+        if not path.is_file():
+            raise ValueError(f"{location!r} is not a file")
+        if offset < 0 or length < -1:
+            raise ValueError(f"offset {offset} and length {length} must not be negative")
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(length)
+        if length >= 0 and len(content) != length:
+            raise ValueError(f"{location!r} ends {length - len(content)} bytes too early")
+    except (ValueError, OSError) as error:
+        raise ModelError(f"tensor {tensor.name!r}: external data: {error}") from error
+    tensor.raw_data = content
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def check_model(proto: onnx.ModelProto) -> None:
+    """Check a model with onnx's checker and its strict shape inference.
+
+    Operators outside the scope are named before anything else is said of the model.
+
+    Raises:
+        ModelError: The model is malformed.
+        UnsupportedError: An operator, an opset or a dtype is outside the scope.
+    """
+    opset = _opset(proto)
+    local = {(function.domain, function.name) for function in proto.functions}
+    for node in proto.graph.node:
+        if (node.domain, node.op_type) not in local:
+            _check_scope(node, opset, proto)
+    for tensor in _tensors(proto.graph):
+        _check_tensor(tensor)
+    try:
+        onnx.checker.check_model(_with_shape_fields(proto), full_check=False)
+        # Data propagation is left off: on a long 1-D tensor it takes gigabytes.
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    except Exception as error:
+        raise ModelError(f"the model is not valid ONNX: {str(error).strip()}") from error
+
+
+def _with_shape_fields(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy for the checker, which wants a shape field where ONNX allows an unknown rank."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for info in [*copy.graph.input, *copy.graph.output]:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.SetInParent()
+    return copy
+
+
+def _check_tensor(tensor: TensorProto) -> None:
+    if tensor.data_type not in _ELEMENT_TYPES:
+        kind = _element_type_name(tensor.data_type)
+        raise UnsupportedError(f"tensor {tensor.name!r} has dtype {kind}", _SUPPORTED_DTYPES)
+
+
+def _element_type_name(element_type: int) -> str:
+    try:
+        return TensorProto.DataType.Name(element_type).lower()
+    except ValueError:
+        return f"number {element_type}"
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if len(versions) != 1:
+        raise ModelError(f"the model must import the ONNX opset once (not {len(versions)} times)")
+    newest = onnx.defs.onnx_opset_version()
+    if not MINIMUM_OPSET <= versions[0] <= newest:
+        raise UnsupportedError(
+            f"the model's opset is {versions[0]}; it must be {MINIMUM_OPSET} to {newest}",
+            "convert it with onnx.version_converter.convert_version, or install a newer onnx",
+        )
+    return versions[0]
+
+
+def _describe(node: onnx.NodeProto) -> str:
+    return f"node {node.name!r}" if node.name else f"node of output {list(node.output)}"
+
+
+def _check_scope(node: onnx.NodeProto, opset: int, proto: onnx.ModelProto) -> None:
+    if node.domain in ("", "ai.onnx") and node.op_type in OPERATORS:
+        return
+    domain = node.domain or "ai.onnx"
+    versions = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
+    raise UnsupportedError(
+        f"{_describe(node)}: operator {node.op_type} of domain {domain}, "
+        f"version {versions.get(domain, 'unknown')}, is not supported",
+        _SUPPORTED_OPERATORS,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Importing
+
+
+class _Importer:
+    """Builds the graph of one checked model."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        if proto.functions:
+            proto = _inlined(proto)
+        self.proto = proto
+        self.opset = _opset(proto)
+        self.values: list[ir.Value] = []
+        self.shapes: list[ir.Shape | None] = []
+        self.names: dict[str, int] = {}
+        self.inputs: list[ir.Input] = []
+        self.requirements: list[ir.Requirement] = []
+
+    def run(self) -> ir.Graph:
+        graph = self.proto.graph
+        if graph.sparse_initializer:
+            raise UnsupportedError("the model has sparse initializers, which are not supported")
+        constants = {tensor.name: tensor for tensor in graph.initializer}
+        for name, tensor in constants.items():
+            self.names[name] = self.constant(_array(tensor))
+        for info in graph.input:
+            if info.name not in constants:
+                self.names[info.name] = self._input(info)
+        for node in graph.node:
+            self._node(node)
+        outputs = tuple(self._output(info) for info in graph.output)
+        if not outputs:
+            raise ModelError("the model has no outputs")
+        return ir.Graph(
+            graph.name, tuple(self.inputs), outputs, tuple(self.values), tuple(self.requirements)
+        )
+
+    def _input(self, info: onnx.ValueInfoProto) -> int:
+        dtype, shape = _declared(info)
+        if shape is not None and len(shape) > MAXIMUM_RANK:
+            raise UnsupportedError(
+                f"input {info.name!r} has rank {len(shape)}; it must be at most {MAXIMUM_RANK}"
+            )
+        index = len(self.inputs)
+        self.inputs.append(ir.Input(info.name, dtype, shape))
+        return self._add(
+            ir.Value("input", dtype, frozenset({ir.Term(index)}), input=index), shape
+        )
+
+    def _output(self, info: onnx.ValueInfoProto) -> ir.Output:
+        if info.name not in self.names:
+            raise ModelError(f"output {info.name!r} is computed by no node")
+        value = self.names[info.name]
+        dtype, _ = _declared(info)
+        if dtype != self.values[value].dtype:
+            raise ModelError(
+                f"output {info.name!r} is declared {dtype} and computed as "
+                f"{self.values[value].dtype}"
+            )
+        return ir.Output(info.name, value, self.shapes[value])
+
+    def _node(self, node: onnx.NodeProto) -> None:
+        _check_scope(node, self.opset, self.proto)
+        schema = onnx.defs.get_schema(node.op_type, self.opset, "")
+        try:
+            operands = [self.names[name] if name else None for name in node.input]
+        except KeyError as error:
+            raise ModelError(f"{_describe(node)}: input {error} is computed by no node") from None
+        _check_types(node, schema, [None if o is None else self.values[o].dtype for o in operands])
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        call = _Call(self, node, schema.since_version, operands, attributes)
+        result = _HANDLERS[node.op_type](call)
+        for name in node.output[:1]:
+            self.names[name] = result
+
+    def _add(self, value: ir.Value, shape: ir.Shape | None) -> int:
+        self.values.append(value)
+        self.shapes.append(shape)
+        return len(self.values) - 1
+
+    def constant(self, array: np.ndarray, shape: tuple[int, ...] | None = None) -> int:
+        """Add a constant; `shape` repeats a single element without storing it repeatedly."""
+        shape = array.shape if shape is None else shape
+        bits = np.ascontiguousarray(array).reshape(-1).view(f"V{array.dtype.itemsize}")
+        if bits.size and bool((bits == bits[0]).all()):
+            array = array.reshape(-1)[:1].reshape(())
+        dtype = next(name for name, row in DTYPES.items() if row.numpy == array.dtype)
+        term = ir.Term(None, tuple(shape))
+        return self._add(ir.Value("constant", dtype, frozenset({term}), array=array), tuple(shape))
+
+    def expand(self, value: int, trailing: int) -> int:
+        """Append unit dimensions to a value's shape."""
+        if trailing == 0:
+            return value
+        source = self.values[value]
+        terms = frozenset(ir.Term(t.input, t.shape, t.trailing + trailing) for t in source.terms)
+        shape = self.shapes[value]
+        return self._add(
+            ir.Value("expand", source.dtype, terms, arguments=(value,), trailing=trailing),
+            None if shape is None else shape + (1,) * trailing,
+        )
+
+    def apply(
+        self,
+        operator: str,
+        operands: Sequence[int | None],
+        dtype: str,
+        attributes: Mapping[str, Any] | None = None,
+        shaped_by: Sequence[int] | None = None,
+    ) -> int:
+        """Add a primitive operator; fold it where every operand is constant.
+
+        Args:
+            operator: A name of `semantics.PRIMITIVES`.
+            operands: Values; None where an optional operand is absent.
+            dtype: The dtype of the result.
+            attributes: What the reference and the lowering take beside the operands.
+            shaped_by: The operands whose broadcast is the result's shape; default: all.
+        """
+        assert OPERATORS[operator].primitive
+        present = [o for o in operands if o is not None]
+        shaping = present if shaped_by is None else list(shaped_by)
+        terms = frozenset().union(*(self.values[o].terms for o in shaping))
+        shape = _broadcast_shapes([self.shapes[o] for o in shaping])
+        attributes = dict(attributes or {})
+        if all(self.values[o].kind == "constant" for o in present):
+            arrays = [None if o is None else self.values[o].array for o in operands]
+            folded = reference.apply(operator, arrays, attributes)
+            static = ir.broadcast_terms(terms, [])
+            if folded.shape != () and folded.shape != static:
+                folded = np.broadcast_to(folded, static)
+            return self.constant(folded, static)
+        return self._add(
+            ir.Value("apply", dtype, terms, operator, tuple(operands), attributes), shape
+        )
+
+    def require(self, what: str, value: int, into: Sequence[int]) -> None:
+        """Demand that a value broadcasts into the shape of others, at the call at the latest."""
+        terms = frozenset().union(*(self.values[o].terms for o in into))
+        requirement = ir.Requirement(what, self.values[value].terms, terms)
+        if all(t.input is None for t in requirement.terms | requirement.into):
+            _check_requirement(requirement)
+        else:
+            self.requirements.append(requirement)
+
+
+def _check_requirement(requirement: ir.Requirement) -> None:
+    into = ir.broadcast_terms(requirement.into, [])
+    source = ir.broadcast_terms(requirement.terms, [])
+    if not ir.fits_into(source, into):
+        raise ModelError(f"{requirement.what} of shape {source} must broadcast into {into}")
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except Exception as error:
+        raise ModelError(f"the model's local functions cannot be inlined: {error}") from error
+
+
+def _array(tensor: TensorProto) -> np.ndarray:
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except Exception as error:
+        raise ModelError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+
+
+def _declared(info: onnx.ValueInfoProto) -> tuple[str, ir.Shape | None]:
+    if not info.type.HasField("tensor_type"):
+        raise UnsupportedError(f"{info.name!r} is not a tensor; only tensors are supported")
+    tensor = info.type.tensor_type
+    if tensor.elem_type not in _ELEMENT_TYPES:
+        kind = _element_type_name(tensor.elem_type)
+        raise UnsupportedError(f"{info.name!r} has dtype {kind}", _SUPPORTED_DTYPES)
+    if not tensor.HasField("shape"):
+        return _ELEMENT_TYPES[tensor.elem_type], None
+    return _ELEMENT_TYPES[tensor.elem_type], tuple(_dim(d) for d in tensor.shape.dim)
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> ir.Dim:
+    if dim.HasField("dim_value"):
+        if dim.dim_value < 0:
+            raise ModelError(f"a dimension must not be negative (not {dim.dim_value})")
+        return dim.dim_value
+    return dim.dim_param or None
+
+
+def _broadcast_shapes(shapes: Sequence[ir.Shape | None]) -> ir.Shape | None:
+    result: ir.Shape = ()
+    for shape in shapes:
+        if shape is None:
+            return None
+        rank = max(len(result), len(shape))
+        left = (1,) * (rank - len(result)) + result
+        right = (1,) * (rank - len(shape)) + shape
+        result = tuple(_broadcast_dims(a, b) for a, b in zip(left, right, strict=True))
+    return result
+
+
+def _broadcast_dims(a: ir.Dim, b: ir.Dim) -> ir.Dim:
+    if a == 1 or a == b:
+        return b
+    if b == 1:
+        return a
+    static = [d for d in (a, b) if isinstance(d, int)]
+    if len(static) == 2:
+        raise ModelError(f"dimensions {a} and {b} do not broadcast together")
+    return static[0] if static else None
+
+
+def _check_types(
+    node: onnx.NodeProto, schema: onnx.defs.OpSchema, dtypes: Sequence[str | None]
+) -> None:
+    """Hold a node's operand dtypes against its schema: the checker does not."""
+    allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
+    bound: dict[str, str] = {}
+    for position, dtype in enumerate(dtypes):
+        if dtype is None:
+            continue
+        formal = schema.inputs[min(position, len(schema.inputs) - 1)]
+        types = allowed.get(formal.type_str, {formal.type_str})
+        if f"tensor({_ONNX_NAMES.get(dtype, dtype)})" not in types:
+            raise ModelError(
+                f"{_describe(node)}: {node.op_type}-{schema.since_version} does not take {dtype} "
+                f"for {formal.name}; it takes {', '.join(sorted(types))}"
+            )
+        if formal.is_homogeneous and bound.setdefault(formal.type_str, dtype) != dtype:
+            raise ModelError(
+                f"{_describe(node)}: {node.op_type}: {formal.name} is {dtype} and must be "
+                f"{bound[formal.type_str]}, as the operand before it"
+            )
+
+
+# ---------------------------------------------------------------------------------------------
+# What each operator means: one handler per row of semantics.OPERATORS
+
+
+class _Call:
+    """One node, seen by its handler."""
+
+    def __init__(
+        self,
+        importer: _Importer,
+        node: onnx.NodeProto,
+        version: int,
+        operands: list[int | None],
+        attributes: dict[str, Any],
+    ) -> None:
+        self.importer = importer
+        self.node = node
+        self.version = version
+        self.operands = operands
+        self.attributes = attributes
+
+    def operand(self, position: int) -> int | None:
+        return self.operands[position] if position < len(self.operands) else None
+
+    def required(self) -> list[int]:
+        if None in self.operands:
+            raise ModelError(f"{_describe(self.node)}: every input of {self.node.op_type} is needed")
+        return [o for o in self.operands if o is not None]
+
+    def dtype(self, value: int) -> str:
+        return self.importer.values[value].dtype
+
+    def rank(self, value: int) -> int | None:
+        shape = self.importer.shapes[value]
+        return None if shape is None else len(shape)
+
+    def scalar(self, value: float, like: int) -> int:
+        """A float32 constant in the type of another value, as CastLike makes it."""
+        array = reference.cast(np.asarray(np.float32(value)), to=self.dtype(like))
+        return self.importer.constant(np.asarray(array))
+
+    def apply(self, operator: str, *operands: int | None, dtype: str | None = None) -> int:
+        first = next(o for o in operands if o is not None)
+        return self.importer.apply(operator, operands, dtype or self.dtype(first))
+
+    def along(self, value: int, target: int, axis: int, what: str) -> int:
+        """Lay a value's last dimension along `axis` of a target of known rank."""
+        rank, own = self.rank(target), self.rank(value)
+        if axis == -1 and own == 1:
+            return value
+        if rank is None or own is None:
+            raise UnsupportedError(
+                f"{_describe(self.node)}: {what} along axis {axis} needs an input of known rank",
+                "declare the shapes of the model's inputs; dimensions may be symbolic",
+            )
+        first = axis + rank if axis < 0 else axis
+        if not 0 <= first <= rank - own:
+            raise ModelError(
+                f"{_describe(self.node)}: axis {axis} does not fit rank {rank} and {what} of "
+                f"rank {own}"
+            )
+        return self.importer.expand(value, rank - own - first)
+
+
+Handler = Callable[[_Call], int]
+
+
+def _same(operator: str, *, result: str | None = None) -> Handler:
+    """Operands broadcast together, result of their type (or of `result`)."""
+
+    def handle(call: _Call) -> int:
+        return call.apply(operator, *call.required(), dtype=result)
+
+    return handle
+
+
+def _binary(operator: str, *, result: str | None = None) -> Handler:
+    """A binary operator; before opset 7 its broadcasting is an attribute."""
+
+    def handle(call: _Call) -> int:
+        a, b = call.required()
+        if call.version < 7:
+            b = _legacy_operand(call, a, b)
+        return call.apply(operator, a, b, dtype=result)
+
+    return handle
+
+
+def _legacy_operand(call: _Call, a: int, b: int) -> int:
+    if call.attributes.get("broadcast", 0):
+        if "axis" in call.attributes:
+            b = call.along(b, a, call.attributes["axis"], "the second operand")
+        call.importer.require(f"{_describe(call.node)}: the second operand", b, [a])
+        return b
+    call.importer.require(f"{_describe(call.node)}: the second operand", b, [a])
+    call.importer.require(f"{_describe(call.node)}: the first operand", a, [b])
+    return b
+
+
+def _variadic(operator: str) -> Handler:
+    def handle(call: _Call) -> int:
+        operands = call.required()
+        if not operands:
+            raise ModelError(f"{_describe(call.node)}: {operator} needs at least one input")
+        if call.version < 8:
+            for other in operands[1:]:
+                call.importer.require(f"{_describe(call.node)}: an operand", other, operands[:1])
+                call.importer.require(f"{_describe(call.node)}: the first", operands[0], [other])
+        result = operands[0]
+        for other in operands[1:]:
+            result = call.apply(operator, result, other)
+        return result
+
+    return handle
+
+
+def _attributed(operator: str, default: float) -> Handler:
+    """LeakyRelu and ThresholdedRelu: one float attribute alpha."""
+
+    def handle(call: _Call) -> int:
+        (x,) = call.required()
+        alpha = float(np.float32(call.attributes.get("alpha", default)))
+        return call.importer.apply(operator, [x], call.dtype(x), {"alpha": alpha})
+
+    return handle
+
+
+def _prelu(call: _Call) -> int:
+    x, slope = call.required()
+    if call.version < 7 and call.importer.shapes[slope] not in ((), (1,)):
+        slope = call.along(slope, x, 1, "slope") if call.rank(slope) == 1 else slope
+    call.importer.require(f"{_describe(call.node)}: slope", slope, [x])
+    return call.importer.apply("PRelu", [x, slope], call.dtype(x), shaped_by=[x])
+
+
+def _clip(call: _Call) -> int:
+    x = call.operands[0]
+    assert x is not None
+    if call.version < 11:
+        bounds = [
+            call.scalar(call.attributes[name], x) if name in call.attributes else None
+            for name in ("min", "max")
+        ]
+    else:
+        bounds = [call.operand(1), call.operand(2)]
+        scalar = call.importer.constant(np.zeros((), np.float32))
+        for name, bound in zip(("min", "max"), bounds, strict=True):
+            if bound is not None:
+                call.importer.require(f"{_describe(call.node)}: {name}", bound, [scalar])
+    if bounds == [None, None]:
+        return x
+    return call.importer.apply("Clip", [x, *bounds], call.dtype(x), shaped_by=[x])
+
+
+def _hard_sigmoid(call: _Call, alpha: float | None = None, beta: float | None = None) -> int:
+    (x,) = call.required()
+    alpha = call.attributes.get("alpha", 0.2) if alpha is None else alpha
+    beta = call.attributes.get("beta", 0.5) if beta is None else beta
+    product = call.apply("Mul", x, call.scalar(alpha, x))
+    line = call.apply("Add", product, call.scalar(beta, x))
+    return call.apply("Max", call.apply("Min", line, call.scalar(1, x)), call.scalar(0, x))
+
+
+def _hard_swish(call: _Call) -> int:
+    (x,) = call.required()
+    return call.apply("Mul", x, _hard_sigmoid(call, alpha=0.16666667163372, beta=0.5))
+
+
+def _where(call: _Call) -> int:
+    condition, a, b = call.required()
+    return call.apply("Where", condition, a, b, dtype=call.dtype(a))
+
+
+def _cast_to(call: _Call, x: int, to: str) -> int:
+    if call.dtype(x) == to:
+        return x
+    return call.importer.apply("Cast", [x], to, {"to": to})
+
+
+def _cast(call: _Call) -> int:
+    (x,) = call.required()
+    return _cast_to(call, x, _element_type(call, call.attributes.get("to"), "to"))
+
+
+def _element_type(call: _Call, value: Any, what: str) -> str:
+    if value not in _ELEMENT_TYPES:
+        kind = _element_type_name(value) if isinstance(value, int) else repr(value)
+        raise UnsupportedError(f"{_describe(call.node)}: {what} is {kind}", _SUPPORTED_DTYPES)
+    return _ELEMENT_TYPES[value]
+
+
+def _cast_like(call: _Call) -> int:
+    x, like = call.required()
+    return _cast_to(call, x, call.dtype(like))
+
+
+def _identity(call: _Call) -> int:
+    return call.required()[0]
+
+
+def _constant(call: _Call) -> int:
+    makers: dict[str, Callable[[Any], np.ndarray]] = {
+        "value": _array,
+        "value_float": lambda v: np.asarray(v, np.float32),
+        "value_floats": lambda v: np.asarray(v, np.float32),
+        "value_int": lambda v: np.asarray(v, np.int64),
+        "value_ints": lambda v: np.asarray(v, np.int64),
+    }
+    names = list(call.attributes)
+    if len(names) != 1 or names[0] not in makers:
+        raise UnsupportedError(
+            f"{_describe(call.node)}: Constant has the attributes {names}; it must have one of "
+            f"{', '.join(makers)}"
+        )
+    return call.importer.constant(makers[names[0]](call.attributes[names[0]]))
+
+
+def _constant_of_shape(call: _Call) -> int:
+    (source,) = call.required()
+    value = call.importer.values[source]
+    if value.kind != "constant" or value.array is None:
+        raise UnsupportedError(
+            f"{_describe(call.node)}: the shape of ConstantOfShape must be a constant, so that "
+            "the shape of every result follows from the shapes of the inputs"
+        )
+    static = ir.broadcast_terms(value.terms, [])
+    dims = [int(d) for d in np.broadcast_to(value.array, static)]
+    if any(d < 0 for d in dims) or len(dims) > MAXIMUM_RANK:
+        raise ModelError(f"{_describe(call.node)}: {dims} is not a shape of rank 0 to 8")
+    fill = call.attributes.get("value")
+    array = np.zeros(1, np.float32) if fill is None else _array(fill)
+    if array.size != 1:
+        raise ModelError(f"{_describe(call.node)}: value must have one element")
+    return call.importer.constant(array.reshape(()), tuple(dims))
+
+
+def _quantization_operands(call: _Call) -> tuple[int, int, int | None]:
+    """The operands, with scale and zero point laid along their axis."""
+    x, scale = call.operands[0], call.operands[1]
+    assert x is not None and scale is not None
+    zero_point = call.operand(2)
+    if call.attributes.get("block_size", 0):
+        raise UnsupportedError(
+            f"{_describe(call.node)}: blocked quantization (block_size) is not supported",
+            "quantize per tensor or per axis",
+        )
+    if zero_point is not None:
+        call.importer.require(f"{_describe(call.node)}: zero_point", zero_point, [scale])
+    if call.version >= 13 and call.rank(scale) == 1 and call.importer.shapes[scale] != (1,):
+        axis = call.attributes.get("axis", 1)
+        axis = -1 if call.rank(x) == 1 else axis
+        scale = call.along(scale, x, axis, "scale")
+        if zero_point is not None and call.importer.shapes[zero_point] not in ((), (1,)):
+            zero_point = call.along(zero_point, x, axis, "zero_point")
+    call.importer.require(f"{_describe(call.node)}: scale", scale, [x])
+    return x, scale, zero_point
+
+
+def _quantize(call: _Call) -> int:
+    x, scale, zero_point = _quantization_operands(call)
+    declared = call.attributes.get("output_dtype", 0)
+    to = "uint8" if zero_point is None else call.dtype(zero_point)
+    if declared:
+        to = _element_type(call, declared, "output_dtype")
+    precision = call.attributes.get("precision", 0)
+    attributes = {
+        "to": to,
+        "precision": _element_type(call, precision, "precision")
+        if precision
+        else call.dtype(scale),
+    }
+    if attributes["precision"] == "int32":
+        attributes["precision"] = "float32"
+    operands = [x, scale, zero_point]
+    return call.importer.apply("QuantizeLinear", operands, to, attributes, shaped_by=[x])
+
+
+def _dequantize(call: _Call) -> int:
+    x, scale, zero_point = _quantization_operands(call)
+    declared = call.attributes.get("output_dtype", 0)
+    to = _element_type(call, declared, "output_dtype") if declared else call.dtype(scale)
+    operands = [x, scale, zero_point]
+    return call.importer.apply("DequantizeLinear", operands, to, {"to": to}, shaped_by=[x])
+
+
+_HANDLERS: dict[str, Handler] = {
+    "Relu": _same("Relu"),
+    "LeakyRelu": _attributed("LeakyRelu", 0.01),
+    "PRelu": _prelu,
+    "ThresholdedRelu": _attributed("ThresholdedRelu", 1.0),
+    "Clip": _clip,
+    "Abs": _same("Abs"),
+    "Neg": _same("Neg"),
+    "Sign": _same("Sign"),
+    "Max": _variadic("Max"),
+    "Min": _variadic("Min"),
+    "Add": _binary("Add"),
+    "Sub": _binary("Sub"),
+    "Mul": _binary("Mul"),
+    "Div": _binary("Div"),
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _hard_swish,
+    "Where": _where,
+    "Less": _binary("Less", result="bool"),
+    "LessOrEqual": _same("LessOrEqual", result="bool"),
+    "Greater": _binary("Greater", result="bool"),
+    "GreaterOrEqual": _same("GreaterOrEqual", result="bool"),
+    "Equal": _binary("Equal", result="bool"),
+    "Not": _same("Not"),
+    "And": _binary("And"),
+    "Or": _binary("Or"),
+    "Xor": _binary("Xor"),
+    "Cast": _cast,
+    "CastLike": _cast_like,
+    "Identity": _identity,
+    "Constant": _constant,
+    "ConstantOfShape": _constant_of_shape,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+}

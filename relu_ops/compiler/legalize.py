@@ -1,0 +1,709 @@
+"""Lowers primitive operators to TIR, bit for bit as `semantics.OPERATORS` says.
+
+This is where every bit is decided: one function for each row of the table, and below them the
+few places where the hardware's, LLVM's or TVM's default differs from the contract:
+
+- a product that feeds a sum stays two roundings (`Emitter.product`);
+- 16-bit floats are kept as their bits and rounded once per operator (`Emitter.narrow`);
+- integers wrap (`Emitter.wrapping`): TVM tells LLVM that they never overflow;
+- an integer division never traps (`div`), a conversion is never out of range (`to_integer`).
+
+Everything is emitted for a number of lanes: the same rules make a scalar and a vector kernel.
+Nodes are constructed directly, and no simplifier runs behind: TVM's folds x + 0 and x * 0 as if
+there were neither NaN nor -0.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from relu_ops import ir
+from relu_ops.semantics import DTYPES, Dtype
+
+Expr = Any
+"""A TIR expression."""
+
+STORAGE = {"float16": "uint16", "bfloat16": "uint16", "bool": "uint8"}
+"""The TIR type of an element in memory, where it is not the dtype's own."""
+
+_UNSIGNED_TWIN = {"int32": "uint32", "int64": "uint64", "uint32": "uint32", "uint64": "uint64"}
+_LLVM_TYPE = {"uint32": "i32", "uint64": "i64"}
+
+
+def storage_type(dtype: str) -> str:
+    """The TIR type that holds an element of `dtype` in memory."""
+    return STORAGE.get(dtype, dtype)
+
+
+@dataclass
+class Operand:
+    """A value inside a kernel.
+
+    A 16-bit float is carried as its bits (`uint16`); everything else as itself, bool as a TIR
+    bool.
+    """
+
+    dtype: str
+    expr: Expr
+    float32: Expr | None = None
+
+    @property
+    def row(self) -> Dtype:
+        """The row of `semantics.DTYPES`."""
+        return DTYPES[self.dtype]
+
+
+class Emitter:
+    """Emits expressions of one width, binding every intermediate result to a name.
+
+    Attributes:
+        lanes: Elements per expression.
+        statements: What has been emitted so far, in order.
+        externs: LLVM IR of the helpers used, by name.
+        native_float16: True where the target converts float16 in hardware.
+        widest_bits: The widest element bound so far.
+    """
+
+    def __init__(
+        self, lanes: int, statements: list[Any], externs: dict[str, str], native_float16: bool
+    ) -> None:
+        self.lanes = lanes
+        self.statements = statements
+        self.externs = externs
+        self.native_float16 = native_float16
+        self.widest_bits = 8
+
+    # -- basics ----------------------------------------------------------------------------
+
+    def type(self, dtype: str) -> str:
+        """The TIR type of a dtype at this width."""
+        return dtype if self.lanes == 1 else f"{dtype}x{self.lanes}"
+
+    def splat(self, scalar: Expr) -> Expr:
+        """Repeat a scalar expression over the lanes."""
+        return scalar if self.lanes == 1 else tirx.Broadcast(scalar, self.lanes)
+
+    def integer(self, dtype: str, value: int) -> Expr:
+        """An integer constant."""
+        return self.splat(tirx.IntImm(dtype, value) if value < 2**63 else _large(dtype, value))
+
+    def floating(self, dtype: str, value: float) -> Expr:
+        """A float32 or float64 constant."""
+        return self.splat(tirx.FloatImm(dtype, value))
+
+    def bind(self, dtype: str, expr: Expr) -> Expr:
+        """Name an expression, so that using it twice does not compute it twice."""
+        if dtype == "bool":
+            return self._bind_bool(expr)
+        self.widest_bits = max(self.widest_bits, int(dtype.lstrip("uintfloa")))
+        var = tirx.Var(f"v{len(self.statements)}", self.type(dtype))
+        self.statements.append(tirx.Bind(var, expr))
+        return var
+
+    def _bind_bool(self, expr: Expr) -> Expr:
+        """TVM's code generator refuses to name a vector of bools: name bytes, which LLVM undoes."""
+        chosen = tirx.Select(expr, self.integer("uint8", 1), self.integer("uint8", 0))
+        return tirx.NE(self.bind("uint8", chosen), self.integer("uint8", 0))
+
+    def bits(self, dtype: str, expr: Expr) -> Expr:
+        """Reinterpret the bits of an expression, which must not be a literal zero.
+
+        TVM reads a reinterpreted literal zero as a null pointer.
+        """
+        return tirx.reinterpret(self.type(dtype), expr)
+
+    def cast(self, dtype: str, expr: Expr) -> Expr:
+        """Convert a value that the type can hold, or round a float to a narrower one."""
+        return tirx.Cast(self.type(dtype), expr)
+
+    def wrapping(self, operation: str, dtype: str, a: Expr, b: Expr) -> Expr:
+        """Integer add, sub or mul modulo 2**bits.
+
+        TVM marks sums and products of 32 bits and more as never overflowing, which LLVM is free
+        to exploit; a line of LLVM IR without that promise takes its place.
+        """
+        plain = {"add": tirx.Add, "sub": tirx.Sub, "mul": tirx.Mul}[operation]
+        if dtype not in _UNSIGNED_TWIN:
+            return plain(a, b)
+        twin = _UNSIGNED_TWIN[dtype]
+        element = _LLVM_TYPE[twin]
+        vector = element if self.lanes == 1 else f"<{self.lanes} x {element}>"
+        name = f"relu_ops.{operation}.{twin}x{self.lanes}"
+        self.externs[name] = (
+            f"define internal {vector} @{name}({vector} %a, {vector} %b) alwaysinline {{\n"
+            f"  %r = {operation} {vector} %a, %b\n  ret {vector} %r\n}}\n"
+        )
+        result = tirx.call_pure_extern(
+            self.type(twin), name, self._as(twin, dtype, a), self._as(twin, dtype, b)
+        )
+        return self._as(dtype, twin, result)
+
+    def _as(self, target: str, source: str, expr: Expr) -> Expr:
+        return expr if target == source else self.bits(target, expr)
+
+    def product(self, dtype: str, a: Expr, b: Expr) -> Expr:
+        """A floating-point product that no following sum can absorb into an FMA.
+
+        TVM allows LLVM to contract; the fence is a no-op that ends the pattern.
+        """
+        return tirx.call_llvm_pure_intrin(
+            self.type(dtype), "llvm.arithmetic.fence", tirx.Mul(a, b)
+        )
+
+    # -- 16-bit floats ---------------------------------------------------------------------
+
+    def widened(self, x: Operand) -> Expr:
+        """The value of an operand in its arithmetic type: float32 for the 16-bit floats."""
+        if not x.row.is_narrow_float:
+            return x.expr
+        if x.float32 is None:
+            widen = self._widen_bfloat16 if x.dtype == "bfloat16" else self._widen_float16
+            x.float32 = self.bind("float32", widen(x.expr))
+        return x.float32
+
+    def _widen_bfloat16(self, bits: Expr) -> Expr:
+        shifted = tirx.shift_left(self.cast("uint32", bits), self.integer("uint32", 16))
+        return self.bits("float32", shifted)
+
+    def _widen_float16(self, bits: Expr) -> Expr:
+        if self.native_float16:
+            return self.cast("float32", self.bits("float16", bits))
+        # Without F16C: shift the exponent into place, then repair infinities and subnormals.
+        wide = self.bind("uint32", self.cast("uint32", bits))
+        u32 = lambda value: self.integer("uint32", value)  # noqa: E731
+        magnitude = self.bind("uint32", tirx.shift_left(wide & u32(0x7FFF), u32(13)))
+        normal = tirx.Add(magnitude, u32(112 << 23))
+        special = tirx.Add(magnitude, u32(224 << 23))
+        subnormal = self.bits(
+            "uint32",
+            tirx.Sub(
+                self.bits("float32", tirx.Add(magnitude, u32(113 << 23))),
+                self.bits("float32", u32(113 << 23)),
+            ),
+        )
+        value = tirx.Select(
+            tirx.GE(magnitude, u32(0x7C00 << 13)),
+            special,
+            tirx.Select(tirx.LT(magnitude, u32(0x0400 << 13)), subnormal, normal),
+        )
+        sign = tirx.shift_left(wide & u32(0x8000), u32(16))
+        return self.bits("float32", value | sign)
+
+    def narrow(self, dtype: str, x: Expr) -> Operand:
+        """Round a float32 expression to a 16-bit float, once, to nearest even."""
+        x = self.bind("float32", x)
+        round_once = self._narrow_bfloat16 if dtype == "bfloat16" else self._narrow_float16
+        return Operand(dtype, self.bind("uint16", round_once(x)))
+
+    def _narrow_bfloat16(self, x: Expr) -> Expr:
+        u32 = lambda value: self.integer("uint32", value)  # noqa: E731
+        bits = self.bind("uint32", self.bits("uint32", x))
+        odd = tirx.shift_right(bits, u32(16)) & u32(1)
+        bias = tirx.Add(odd, u32(0x7FFF))
+        rounded = tirx.shift_right(self.wrapping("add", "uint32", bits, bias), u32(16))
+        quiet = tirx.shift_right(bits, u32(16)) | u32(0x40)
+        return self.cast("uint16", tirx.Select(tirx.NE(x, x), quiet, rounded))
+
+    def _narrow_float16(self, x: Expr) -> Expr:
+        if self.native_float16:
+            return self.bits("uint16", self.cast("float16", x))
+        # Without F16C: three ranges. A float sum aligns and rounds the subnormals.
+        u32 = lambda value: self.integer("uint32", value)  # noqa: E731
+        bits = self.bind("uint32", self.bits("uint32", x))
+        magnitude = self.bind("uint32", bits & u32(0x7FFFFFFF))
+        magic = 126 << 23
+        aligned = tirx.Add(self.bits("float32", magnitude), self.bits("float32", u32(magic)))
+        subnormal = self.wrapping("sub", "uint32", self.bits("uint32", aligned), u32(magic))
+        odd = tirx.shift_right(magnitude, u32(13)) & u32(1)
+        rebased = self.wrapping("sub", "uint32", magnitude, u32((112 << 23) - 0xFFF))
+        normal = tirx.shift_right(self.wrapping("add", "uint32", rebased, odd), u32(13))
+        special = tirx.Select(tirx.GT(magnitude, u32(0x7F800000)), u32(0x7E00), u32(0x7C00))
+        value = tirx.Select(
+            tirx.GE(magnitude, u32(0x47800000)),
+            special,
+            tirx.Select(tirx.LT(magnitude, u32(113 << 23)), subnormal, normal),
+        )
+        sign = tirx.shift_right(bits & u32(0x80000000), u32(16))
+        return self.cast("uint16", value | sign)
+
+    def narrow_from_float64(self, dtype: str, x: Expr) -> Operand:
+        """Round a float64 expression to a 16-bit float, once.
+
+        The way leads over float32 rounded to odd, which keeps what the second rounding needs
+        (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+        """
+        x = self.bind("float64", x)
+        nearest = self.bind("float32", self.cast("float32", x))
+        return self.narrow(dtype, self._to_odd(nearest, self.cast("float64", nearest), x))
+
+    def _to_odd(self, nearest: Expr, approximate: Expr, exact: Expr) -> Expr:
+        """Turn a float32 rounded to nearest into one rounded to odd.
+
+        Args:
+            nearest: The rounded value.
+            approximate: The rounded value again, in a type and scale that can be compared with
+                `exact`; where it is NaN, nearest is kept.
+            exact: What was rounded.
+        """
+        u32 = lambda value: self.integer("uint32", value)  # noqa: E731
+        bits = self.bind("uint32", self.bits("uint32", nearest))
+        negative = tirx.NE(bits & u32(0x80000000), u32(0))
+        above = self.bind("bool", tirx.LT(exact, approximate))
+        below = self.bind("bool", tirx.GT(exact, approximate))
+        too_large = tirx.Select(negative, below, above)
+        truncated = tirx.Select(too_large, self.wrapping("sub", "uint32", bits, u32(1)), bits)
+        odd = tirx.Select(tirx.Or(above, below), truncated | u32(1), bits)
+        return self.bits("float32", odd)
+
+    def rounded(self, dtype: str, expr: Expr) -> Operand:
+        """The result of one operation in the arithmetic type of `dtype`, rounded to `dtype`."""
+        if DTYPES[dtype].is_narrow_float:
+            return self.narrow(dtype, expr)
+        return Operand(dtype, self.bind(dtype, expr))
+
+    def tiny_exact(self, dtype: str, result: Expr, scaled: Expr) -> Operand:
+        """Round a bfloat16 product or quotient whose float32 result may be subnormal.
+
+        bfloat16 has the exponents of float32: below 2**-126 the float32 result is itself
+        rounded, and rounding it again is not the one rounding that the contract has. `scaled` is
+        the same result times 2**96, where float32 still holds its exact side of every tie.
+        """
+        result = self.bind("float32", result)
+        tiny = tirx.And(
+            tirx.LT(result, self.floating("float32", 2.0**-126)),
+            tirx.GT(result, self.floating("float32", -(2.0**-126))),
+        )
+        approximate = self.bind("float32", tirx.Mul(result, self.floating("float32", 2.0**96)))
+        sticky = self._to_odd(result, approximate, self.bind("float32", scaled))
+        return self.narrow(dtype, tirx.Select(tiny, sticky, result))
+
+    # -- values ----------------------------------------------------------------------------
+
+    def constant(self, array: np.ndarray, dtype: str) -> Operand:
+        """A constant of one element."""
+        row = DTYPES[dtype]
+        element = array.reshape(())
+        if row.is_narrow_float:
+            pattern = int(element.view(np.uint16))
+            return Operand(dtype, self.integer("uint16", pattern), self.floating("float32", float(element)))
+        if row.kind == "bool":
+            return Operand(dtype, self.splat(tirx.IntImm("bool", int(element))))
+        if not row.is_float:
+            return Operand(dtype, self.integer(dtype, int(element)))
+        if np.isnan(element):
+            return Operand(dtype, self.floating(dtype, float("nan")))
+        return Operand(dtype, self.floating(dtype, float(element)))
+
+    def zero(self, dtype: str) -> Operand:
+        """The constant 0 of a dtype."""
+        return self.constant(np.zeros((), DTYPES[dtype].numpy), dtype)
+
+    def loaded(self, dtype: str, expr: Expr) -> Operand:
+        """An operand from its element in memory."""
+        expr = self.bind(storage_type(dtype), expr)
+        if dtype == "bool":
+            expr = self.bind("bool", tirx.NE(expr, self.integer("uint8", 0)))
+        return Operand(dtype, expr)
+
+    def stored(self, x: Operand) -> Expr:
+        """The element in memory of an operand."""
+        if x.dtype == "bool":
+            return tirx.Select(x.expr, self.integer("uint8", 1), self.integer("uint8", 0))
+        return x.expr
+
+    def select(self, condition: Expr, a: Operand, b: Operand) -> Operand:
+        """a where the condition holds, else b, both as they are."""
+        if a.dtype == "bool":
+            chosen = tirx.Or(
+                tirx.And(condition, a.expr), tirx.And(tirx.Not(condition), b.expr)
+            )
+        else:
+            chosen = tirx.Select(condition, a.expr, b.expr)
+        return Operand(a.dtype, self.bind("bool" if a.dtype == "bool" else storage_type(a.dtype), chosen))
+
+    def is_nan(self, x: Operand) -> Expr:
+        """True where a float is NaN; False for integers."""
+        if not x.row.is_float:
+            return self.splat(tirx.IntImm("bool", 0))
+        return tirx.NE(self.widened(x), self.widened(x))
+
+
+def _large(dtype: str, value: int) -> Expr:
+    return tirx.reinterpret(dtype, tirx.IntImm("int64", value - 2**64))
+
+
+# ---------------------------------------------------------------------------------------------
+# The rules, in the order of the table. Each is the formula of its row.
+
+
+def relu(e: Emitter, x: Operand) -> Operand:
+    """0 if x < 0 else x: NaN and -0.0 compare as not less, and pass."""
+    return e.select(_is_negative(e, x), e.zero(x.dtype), x)
+
+
+def _is_negative(e: Emitter, x: Operand) -> Expr:
+    """x < 0, for 16-bit floats on their bits: from just below -0.0 down to -inf, no NaN."""
+    if not x.row.is_narrow_float:
+        return tirx.LT(x.expr, e.zero(x.dtype).expr)
+    infinity = 0xFC00 if x.dtype == "float16" else 0xFF80
+    return tirx.And(
+        tirx.GT(x.expr, e.integer("uint16", 0x8000)),
+        tirx.LE(x.expr, e.integer("uint16", infinity)),
+    )
+
+
+def leaky_relu(e: Emitter, x: Operand, *, alpha: float) -> Operand:
+    """alpha * x if x < 0 else x: never a maximum, which only holds for alpha <= 1."""
+    slope = cast(e, e.constant(np.asarray(np.float32(alpha)), "float32"), to=x.dtype)
+    return e.select(_is_negative(e, x), mul(e, slope, x), x)
+
+
+def prelu(e: Emitter, x: Operand, slope: Operand) -> Operand:
+    return e.select(_is_negative(e, x), mul(e, slope, x), x)
+
+
+def thresholded_relu(e: Emitter, x: Operand, *, alpha: float) -> Operand:
+    """x if x > alpha else 0: NaN compares as not greater and gives 0."""
+    threshold = cast(e, e.constant(np.asarray(np.float32(alpha)), "float32"), to=x.dtype)
+    return e.select(tirx.GT(e.widened(x), e.widened(threshold)), x, e.zero(x.dtype))
+
+
+def clip(e: Emitter, x: Operand, low: Operand | None, high: Operand | None) -> Operand:
+    """The ONNX function body: two comparisons, so that NaN and equal zeros pass."""
+    if low is not None:
+        x = e.select(tirx.LT(e.widened(x), e.widened(low)), low, x)
+    if high is not None:
+        x = e.select(tirx.LT(e.widened(high), e.widened(x)), high, x)
+    return x
+
+
+def absolute(e: Emitter, x: Operand) -> Operand:
+    if x.row.is_float:
+        return _with_sign_bit(e, x, lambda bits, mask: bits & ~mask)
+    if x.row.kind == "uint":
+        return x
+    return e.select(_is_negative(e, x), negative(e, x), x)
+
+
+def negative(e: Emitter, x: Operand) -> Operand:
+    if x.row.is_float:
+        return _with_sign_bit(e, x, lambda bits, mask: bits ^ mask)
+    zero = e.zero(x.dtype).expr
+    return Operand(x.dtype, e.bind(x.dtype, e.wrapping("sub", x.dtype, zero, x.expr)))
+
+
+def _with_sign_bit(e: Emitter, x: Operand, change: Callable[[int, int], Any]) -> Operand:
+    """Change only the sign bit, of NaN too."""
+    unsigned = f"uint{x.row.bits}"
+    bits = x.expr if x.row.is_narrow_float else e.bits(unsigned, x.expr)
+    sign = 1 << (x.row.bits - 1)
+    cleared = change(0, sign) == 0
+    if cleared:
+        changed = bits & e.integer(unsigned, sign - 1)
+    else:
+        changed = tirx.bitwise_xor(bits, e.integer(unsigned, sign))
+    if x.row.is_narrow_float:
+        return Operand(x.dtype, e.bind("uint16", changed))
+    return Operand(x.dtype, e.bind(x.dtype, e.bits(x.dtype, changed)))
+
+
+def sign(e: Emitter, x: Operand) -> Operand:
+    """1, -1 or 0 by comparison, x itself where no comparison holds (NaN)."""
+    wide, zero = e.widened(x), e.widened(e.zero(x.dtype))
+    number = lambda value: cast(  # noqa: E731
+        e, e.constant(np.asarray(value, np.int8), "int8"), to=x.dtype
+    )
+    result = e.select(tirx.EQ(wide, zero), e.zero(x.dtype), x)
+    if x.row.kind != "uint":
+        result = e.select(tirx.LT(wide, zero), number(-1), result)
+    return e.select(tirx.GT(wide, zero), number(1), result)
+
+
+def maximum(e: Emitter, a: Operand, b: Operand) -> Operand:
+    """a if a >= b or a is NaN else b: a NaN b fails the comparison and is chosen."""
+    return e.select(tirx.Or(tirx.GE(e.widened(a), e.widened(b)), e.is_nan(a)), a, b)
+
+
+def minimum(e: Emitter, a: Operand, b: Operand) -> Operand:
+    """a if a <= b or a is NaN else b."""
+    return e.select(tirx.Or(tirx.LE(e.widened(a), e.widened(b)), e.is_nan(a)), a, b)
+
+
+def add(e: Emitter, a: Operand, b: Operand) -> Operand:
+    if a.row.is_float:
+        return e.rounded(a.dtype, tirx.Add(e.widened(a), e.widened(b)))
+    return Operand(a.dtype, e.bind(a.dtype, e.wrapping("add", a.dtype, a.expr, b.expr)))
+
+
+def sub(e: Emitter, a: Operand, b: Operand) -> Operand:
+    if a.row.is_float:
+        return e.rounded(a.dtype, tirx.Sub(e.widened(a), e.widened(b)))
+    return Operand(a.dtype, e.bind(a.dtype, e.wrapping("sub", a.dtype, a.expr, b.expr)))
+
+
+def mul(e: Emitter, a: Operand, b: Operand) -> Operand:
+    """One rounding: the float32 product of two 16-bit floats is exact above 2**-126."""
+    if not a.row.is_float:
+        return Operand(a.dtype, e.bind(a.dtype, e.wrapping("mul", a.dtype, a.expr, b.expr)))
+    wide_a, wide_b = e.widened(a), e.widened(b)
+    if a.dtype != "bfloat16":
+        arithmetic = "float32" if a.dtype == "float16" else a.dtype
+        return e.rounded(a.dtype, e.product(arithmetic, wide_a, wide_b))
+    scale = e.floating("float32", 2.0**48)
+    scaled = tirx.Mul(tirx.Mul(wide_a, scale), tirx.Mul(wide_b, scale))
+    return e.tiny_exact(a.dtype, tirx.Mul(wide_a, wide_b), scaled)
+
+
+def div(e: Emitter, a: Operand, b: Operand) -> Operand:
+    if not a.row.is_float:
+        return _integer_div(e, a, b)
+    wide_a, wide_b = e.widened(a), e.widened(b)
+    if a.dtype != "bfloat16":
+        return e.rounded(a.dtype, tirx.Div(wide_a, wide_b))
+    scaled = tirx.Div(tirx.Mul(wide_a, e.floating("float32", 2.0**96)), wide_b)
+    return e.tiny_exact(a.dtype, tirx.Div(wide_a, wide_b), scaled)
+
+
+def _integer_div(e: Emitter, a: Operand, b: Operand) -> Operand:
+    """Truncates; x / 0 is 0 and MIN / -1 is MIN: the CPU would trap on both."""
+    row = a.row
+    by_zero = e.bind("bool", tirx.EQ(b.expr, e.zero(b.dtype).expr))
+    unsafe = by_zero
+    if row.kind == "int":
+        lowest = e.integer(row.name, int(np.iinfo(row.numpy).min))
+        overflows = tirx.And(
+            tirx.EQ(a.expr, lowest), tirx.EQ(b.expr, e.integer(row.name, -1))
+        )
+        unsafe = e.bind("bool", tirx.Or(by_zero, overflows))
+    divisor = e.bind(row.name, tirx.Select(unsafe, e.integer(row.name, 1), b.expr))
+    quotient = tirx.Div(a.expr, divisor)
+    return Operand(
+        row.name, e.bind(row.name, tirx.Select(by_zero, e.integer(row.name, 0), quotient))
+    )
+
+
+def where(e: Emitter, condition: Operand, a: Operand, b: Operand) -> Operand:
+    return e.select(condition.expr, a, b)
+
+
+def _comparison(node: Callable[[Expr, Expr], Expr]) -> Callable[..., Operand]:
+    """Ordered comparisons: False where either is NaN."""
+
+    def rule(e: Emitter, a: Operand, b: Operand) -> Operand:
+        if a.dtype == "bool":
+            same = tirx.Or(
+                tirx.And(a.expr, b.expr), tirx.Not(tirx.Or(a.expr, b.expr))
+            )
+            return Operand("bool", e.bind("bool", same))
+        return Operand("bool", e.bind("bool", node(e.widened(a), e.widened(b))))
+
+    return rule
+
+
+def logical_not(e: Emitter, a: Operand) -> Operand:
+    return Operand("bool", e.bind("bool", tirx.Not(a.expr)))
+
+
+def logical_and(e: Emitter, a: Operand, b: Operand) -> Operand:
+    return Operand("bool", e.bind("bool", tirx.And(a.expr, b.expr)))
+
+
+def logical_or(e: Emitter, a: Operand, b: Operand) -> Operand:
+    return Operand("bool", e.bind("bool", tirx.Or(a.expr, b.expr)))
+
+
+def logical_xor(e: Emitter, a: Operand, b: Operand) -> Operand:
+    either, both = tirx.Or(a.expr, b.expr), tirx.And(a.expr, b.expr)
+    return Operand("bool", e.bind("bool", tirx.And(either, tirx.Not(both))))
+
+
+def cast(e: Emitter, x: Operand, *, to: str) -> Operand:
+    """The exact value, rounded once."""
+    target = DTYPES[to]
+    if x.dtype == to:
+        return x
+    if target.kind == "bool":
+        return Operand(to, e.bind("bool", tirx.NE(e.widened(x), e.widened(e.zero(x.dtype)))))
+    if x.dtype == "bool":
+        one = e.constant(np.ones((), target.numpy), to)
+        return e.select(x.expr, one, e.zero(to))
+    if x.row.is_float and not target.is_float:
+        return _to_integer(e, x, target)
+    if target.is_narrow_float:
+        return _to_narrow(e, x, to)
+    return Operand(to, e.bind(to, e.cast(to, e.widened(x))))
+
+
+def _to_narrow(e: Emitter, x: Operand, to: str) -> Operand:
+    if x.row.is_float and x.dtype != "float64":
+        return e.narrow(to, e.widened(x))
+    if x.row.bits < 32:
+        return e.narrow(to, e.cast("float32", x.expr))
+    exact = _with_sticky_bits(e, x) if x.row.bits == 64 and not x.row.is_float else x.expr
+    return e.narrow_from_float64(to, e.cast("float64", exact))
+
+
+def _with_sticky_bits(e: Emitter, x: Operand) -> Expr:
+    """A 64-bit integer that float64 holds exactly and that rounds to 16 bits as x does.
+
+    From 2**53 on, the lowest 11 bits only say whether the value lies above a multiple of 2**11.
+    """
+    number = lambda value: e.integer(x.dtype, value)  # noqa: E731
+    low = x.expr & number(0x7FF)
+    floor = e.bits(x.dtype, tirx.bitwise_xor(x.expr, low))
+    sticky = tirx.Select(tirx.NE(low, number(0)), floor | number(0x400), floor)
+    large = tirx.GE(x.expr, number(2**53))
+    if x.row.kind == "int":
+        large = tirx.Or(large, tirx.LE(x.expr, number(-(2**53))))
+    return tirx.Select(large, sticky, x.expr)
+
+
+def _to_integer(e: Emitter, x: Operand, target: Dtype) -> Operand:
+    """Truncates, saturates, NaN to 0; only values in range reach the conversion."""
+    arithmetic = "float64" if x.dtype == "float64" else "float32"
+    value = e.widened(x)
+    limits = np.iinfo(target.numpy)
+    number = lambda v: e.floating(arithmetic, v)  # noqa: E731
+    # The first value that is too large is a power of two, exact in every float type.
+    too_large = tirx.GE(value, number(float(int(limits.max) + 1)))
+    # Between MIN - 1 and MIN, truncation gives MIN as saturation does.
+    too_small = tirx.LT(value, number(float(limits.min)))
+    too_large, too_small = e.bind("bool", too_large), e.bind("bool", too_small)
+    outside = tirx.Or(tirx.Or(too_large, too_small), tirx.NE(value, value))
+    inside = e.bind(arithmetic, tirx.Select(outside, number(0.0), value))
+    converted = e.cast(target.name, inside)
+    saturated = tirx.Select(too_large, e.integer(target.name, int(limits.max)), converted)
+    saturated = tirx.Select(too_small, e.integer(target.name, int(limits.min)), saturated)
+    return Operand(target.name, e.bind(target.name, saturated))
+
+
+def quantize_linear(
+    e: Emitter,
+    x: Operand,
+    scale: Operand,
+    zero_point: Operand | None,
+    *,
+    to: str,
+    precision: str,
+) -> Operand:
+    """saturate(round_half_even(x / scale) + zero_point)."""
+    quotient = div(e, cast(e, x, to=precision), cast(e, scale, to=precision))
+    arithmetic = "float64" if precision == "float64" else "float32"
+    whole = tirx.call_llvm_pure_intrin(
+        e.type(arithmetic), "llvm.roundeven", e.widened(quotient)
+    )
+    # 2**20 lies beyond every sum of a level and a zero point of 16 bits.
+    level = _to_integer(e, Operand(arithmetic, e.bind(arithmetic, whole)), DTYPES["int32"])
+    bound = 1 << 20
+    level = _between(e, level, -bound, bound)
+    if zero_point is not None:
+        level = add(e, level, cast(e, zero_point, to="int32"))
+    limits = np.iinfo(DTYPES[to].numpy)
+    level = _between(e, level, int(limits.min), int(limits.max))
+    return Operand(to, e.bind(to, e.cast(to, level.expr)))
+
+
+def _between(e: Emitter, x: Operand, low: int, high: int) -> Operand:
+    bounds = [e.constant(np.asarray(v, np.int32), "int32") for v in (low, high)]
+    return clip(e, x, *bounds)
+
+
+def dequantize_linear(
+    e: Emitter, x: Operand, scale: Operand, zero_point: Operand | None, *, to: str
+) -> Operand:
+    """T(x - zero_point) * T(scale), the difference exact."""
+    wide = "int64" if x.row.bits == 32 else "int32"
+    level = cast(e, x, to=wide)
+    if zero_point is not None:
+        level = sub(e, level, cast(e, zero_point, to=wide))
+    return mul(e, cast(e, level, to=to), cast(e, scale, to=to))
+
+
+RULES: dict[str, Callable[..., Operand]] = {
+    "Relu": relu,
+    "LeakyRelu": leaky_relu,
+    "PRelu": prelu,
+    "ThresholdedRelu": thresholded_relu,
+    "Clip": clip,
+    "Abs": absolute,
+    "Neg": negative,
+    "Sign": sign,
+    "Max": maximum,
+    "Min": minimum,
+    "Add": add,
+    "Sub": sub,
+    "Mul": mul,
+    "Div": div,
+    "Where": where,
+    "Less": _comparison(tirx.LT),
+    "LessOrEqual": _comparison(tirx.LE),
+    "Greater": _comparison(tirx.GT),
+    "GreaterOrEqual": _comparison(tirx.GE),
+    "Equal": _comparison(tirx.EQ),
+    "Not": logical_not,
+    "And": logical_and,
+    "Or": logical_or,
+    "Xor": logical_xor,
+    "Cast": cast,
+    "QuantizeLinear": quantize_linear,
+    "DequantizeLinear": dequantize_linear,
+}
+"""Every primitive of `semantics.OPERATORS`."""
+
+
+def reachable(graph: ir.Graph) -> list[tuple[int, int]]:
+    """What a kernel computes: (value, unit dimensions appended to it), operands before users."""
+    seen: set[tuple[int, int]] = set()
+    pending = [(output.value, 0) for output in graph.outputs]
+    while pending:
+        index, trailing = pending.pop()
+        if (index, trailing) not in seen:
+            seen.add((index, trailing))
+            value = graph.values[index]
+            pending += [(a, trailing + value.trailing) for a in value.arguments if a is not None]
+    return sorted(seen)
+
+
+def is_leaf(value: ir.Value) -> bool:
+    """True for what a kernel loads: inputs, and constants of more than one element."""
+    return value.kind == "input" or (value.array is not None and value.array.shape != ())
+
+
+def lower(
+    graph: ir.Graph, e: Emitter, leaves: Callable[[tuple[int, int]], Operand]
+) -> list[Operand]:
+    """Emit a whole graph for one group of elements.
+
+    Args:
+        graph: The graph.
+        e: Where to emit.
+        leaves: Gives the loaded operand of each leaf among `reachable`.
+
+    Returns:
+        One operand per graph output.
+    """
+    done: dict[tuple[int, int], Operand] = {}
+    for index, trailing in reachable(graph):
+        value = graph.values[index]
+        if is_leaf(value):
+            result = leaves((index, trailing))
+        elif value.array is not None:
+            result = e.constant(value.array, value.dtype)
+        else:
+            shift = trailing + value.trailing
+            operands = [None if a is None else done[a, shift] for a in value.arguments]
+            result = _apply(e, value, operands)
+        done[index, trailing] = result
+    return [done[output.value, 0] for output in graph.outputs]
+
+
+def _apply(e: Emitter, value: ir.Value, operands: Sequence[Operand | None]) -> Operand:
+    if value.kind == "expand":
+        assert operands[0] is not None
+        return operands[0]
+    return RULES[value.operator](e, *operands, **value.attributes)

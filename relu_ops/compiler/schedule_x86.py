@@ -1,0 +1,246 @@
+"""Schedules a graph for x86: which loops, which vectors, which tails.
+
+A kernel computes a tile: `rows` rows of `n` elements. Rows advance every operand by a stride of
+its own; inside a row an operand is contiguous (element by element), repeated (one element for
+the whole row) or strided. How an operand lies is its *pattern*; a library holds one kernel for
+each combination of patterns that the graph's declared shapes make likely, and a strided one that
+takes any. The host entry (entry.c) collapses dimensions and chooses among them.
+
+Vectors are explicit: LLVM's own vectorizer prefers 256 bits and needs a promise that buffers do
+not overlap, which a call in place would break. No such promise is made here; every vector is
+loaded before it is stored, so that operand and result may be the same memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import ir as tvm_ir
+from tvm import tirx
+
+from relu_ops import ir
+from relu_ops.compiler import legalize
+from relu_ops.compiler.legalize import Emitter, Operand
+from relu_ops.targets import Target
+
+CONTIGUOUS, REPEATED, STRIDED = 1, 0, -1
+"""How an operand lies inside a row; the first two are the stride itself."""
+
+_LARGEST_UNROLLED_TAIL = 40
+"""Values of a graph up to which a tail is a chain of halving vectors rather than a loop."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An operand of the kernel: a value that is loaded, with unit dimensions appended."""
+
+    value: int
+    trailing: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One scheduled kernel of a graph."""
+
+    name: str
+    patterns: tuple[int, ...]
+    function: Any
+
+
+def leaves_of(graph: ir.Graph) -> list[Leaf]:
+    """The operands that a kernel of the graph loads, in the order of its parameters."""
+    return [
+        Leaf(index, trailing, graph.values[index].dtype)
+        for index, trailing in legalize.reachable(graph)
+        if legalize.is_leaf(graph.values[index])
+    ]
+
+
+def pattern_sets(graph: ir.Graph) -> list[tuple[int, ...]]:
+    """The combinations of patterns to compile: outputs last, and always contiguous."""
+    leaves = leaves_of(graph)
+    outputs = (CONTIGUOUS,) * len(graph.outputs)
+    contiguous = (CONTIGUOUS,) * len(leaves)
+    sets = [contiguous, tuple(_likely_pattern(graph, leaf) for leaf in leaves)]
+    if len(leaves) == 2:
+        sets += [(CONTIGUOUS, REPEATED), (REPEATED, CONTIGUOUS)]
+    strided = (STRIDED,) * (len(leaves) + len(outputs))
+    return [*dict.fromkeys(s + outputs for s in sets), strided]
+
+
+def _likely_pattern(graph: ir.Graph, leaf: Leaf) -> int:
+    value = graph.values[leaf.value]
+    if leaf.trailing:
+        return REPEATED
+    shape = (
+        graph.inputs[value.input].shape
+        if value.kind == "input"
+        else next(iter(value.terms)).shape
+    )
+    return REPEATED if shape is not None and (not shape or shape[-1] == 1) else CONTIGUOUS
+
+
+def schedule(graph: ir.Graph, target: Target) -> list[Kernel]:
+    """Make every kernel of a graph for a target."""
+    return [
+        _Scheduler(graph, target, f"tile_{number}", patterns).run()
+        for number, patterns in enumerate(pattern_sets(graph))
+    ]
+
+
+class _Scheduler:
+    """Builds one kernel: void tile(data..., row strides..., element strides..., rows, n)."""
+
+    def __init__(
+        self, graph: ir.Graph, target: Target, name: str, patterns: tuple[int, ...]
+    ) -> None:
+        self.graph = graph
+        self.target = target
+        self.name = name
+        self.patterns = patterns
+        self.leaves = leaves_of(graph)
+        self.dtypes = [leaf.dtype for leaf in self.leaves] + [
+            graph.values[output.value].dtype for output in graph.outputs
+        ]
+        self.strided = STRIDED in patterns
+        self.externs: dict[str, str] = {}
+        self.buffers = [
+            tirx.decl_buffer(
+                (1 << 60,),
+                legalize.storage_type(dtype),
+                name=f"operand_{k}",
+                # Operands are aligned to their element, no more: NumPy promises nothing else.
+                data_alignment=legalize.DTYPES[dtype].itemsize,
+            )
+            for k, dtype in enumerate(self.dtypes)
+        ]
+        self.row_strides = [tirx.Var(f"row_stride_{k}", "int64") for k in range(len(self.dtypes))]
+        self.strides = [tirx.Var(f"stride_{k}", "int64") for k in range(len(self.dtypes))]
+        self.rows, self.n = tirx.Var("rows", "int64"), tirx.Var("n", "int64")
+        self.row = tirx.Var("row", "int64")
+        self.repeated: dict[int, Any] = {}
+
+    def run(self) -> Kernel:
+        pointers = [
+            tirx.Var(f"data_{k}", tvm_ir.PointerType(tvm_ir.PrimType(legalize.storage_type(d))))
+            for k, d in enumerate(self.dtypes)
+        ]
+        declared = [
+            tirx.DeclBuffer(buffer, data=pointer)
+            for buffer, pointer in zip(self.buffers, pointers, strict=True)
+        ]
+        row = self._strided_row() if self.strided else self._vector_row()
+        body: Any = tirx.SeqStmt([*declared, _loop(self.row, _int(0), self.rows, row)])
+        for text in self.externs.values():
+            body = tirx.AttrStmt(
+                tirx.IntImm("int32", 0), "pragma_import_llvm", tvm_ir.StringImm(text), body
+            )
+        strides = [*self.row_strides, *(self.strides if self.strided else [])]
+        function = tirx.PrimFunc([*pointers, *strides, self.rows, self.n], body)
+        return Kernel(self.name, self.patterns, function.with_attr("global_symbol", self.name))
+
+    # -- rows ------------------------------------------------------------------------------
+
+    def _strided_row(self) -> Any:
+        """One element at a time, at any stride."""
+        i = tirx.Var("i", "int64")
+        return _loop(i, _int(0), self.n, _block(self._elements(i, 1)))
+
+    def _vector_row(self) -> Any:
+        """Whole vectors, then a tail."""
+        statements = self._repeated_operands()
+        lanes = self._lanes()
+        i, j = tirx.Var("i", "int64"), tirx.Var("j", "int64")
+        vectors = tirx.shift_right(self.n, _int(lanes.bit_length() - 1))
+        if lanes > 1:
+            start = tirx.Mul(i, _int(lanes))
+            statements.append(_loop(i, _int(0), vectors, _block(self._elements(start, lanes))))
+        if len(self.graph.values) > _LARGEST_UNROLLED_TAIL or lanes == 1:
+            done = tirx.Mul(vectors, _int(lanes))
+            rest = tirx.Sub(self.n, done)
+            element = _block(self._elements(tirx.Add(done, j), 1))
+            return _block([*statements, _loop(j, _int(0), rest, element)])
+        return _block(statements + self._halving_tail(lanes))
+
+    def _halving_tail(self, lanes: int) -> list[Any]:
+        """At most one vector of each smaller power of two: no loop for the last elements."""
+        statements = []
+        while lanes > 1:
+            lanes //= 2
+            # Where this bit of n is set, the elements above it are done.
+            start = self.n & _int(-2 * lanes)
+            taken = tirx.NE(self.n & _int(lanes), _int(0))
+            statements.append(tirx.IfThenElse(taken, _block(self._elements(start, lanes)), None))
+        return statements
+
+    def _repeated_operands(self) -> list[Any]:
+        """Load what is one element for the whole row, once per row."""
+        statements: list[Any] = []
+        for k, leaf in enumerate(self.leaves):
+            if self.patterns[k] == REPEATED:
+                storage = legalize.storage_type(leaf.dtype)
+                var = tirx.Var(f"repeated_{k}", storage)
+                position = tirx.Mul(self.row, self.row_strides[k])
+                statements.append(tirx.Bind(var, tirx.BufferLoad(self.buffers[k], [position])))
+                self.repeated[k] = var
+        return statements
+
+    # -- elements --------------------------------------------------------------------------
+
+    def _lanes(self) -> int:
+        """Elements per vector: the widest type on the way fills a register."""
+        trial = self._emitter(1, [])
+        for k, leaf in enumerate(self.leaves):
+            trial.loaded(leaf.dtype, self._load(k, _int(0), 1))
+        legalize.lower(self.graph, trial, lambda leaf: self._operand(trial, leaf, _int(0)))
+        widest = max([trial.widest_bits, *(legalize.DTYPES[d].bits for d in self.dtypes)])
+        return self.target.vector_bytes * 8 // widest
+
+    def _emitter(self, lanes: int, statements: list[Any]) -> Emitter:
+        return Emitter(lanes, statements, self.externs, self.target.native_float16)
+
+    def _elements(self, start: Any, lanes: int) -> list[Any]:
+        """Compute `lanes` elements from index `start` of the row on: all loads, then all stores."""
+        statements: list[Any] = []
+        emitter = self._emitter(lanes, statements)
+        results = legalize.lower(
+            self.graph, emitter, lambda leaf: self._operand(emitter, leaf, start)
+        )
+        first = len(self.leaves)
+        for k, result in enumerate(results, first):
+            index = self._index(k, start, lanes)
+            statements.append(tirx.BufferStore(self.buffers[k], emitter.stored(result), [index]))
+        return statements
+
+    def _operand(self, emitter: Emitter, leaf: tuple[int, int], start: Any) -> Operand:
+        k = next(
+            k for k, own in enumerate(self.leaves) if (own.value, own.trailing) == leaf
+        )
+        return emitter.loaded(self.leaves[k].dtype, self._load(k, start, emitter.lanes))
+
+    def _load(self, k: int, start: Any, lanes: int) -> Any:
+        if k in self.repeated:
+            scalar = self.repeated[k]
+            return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
+        return tirx.BufferLoad(self.buffers[k], [self._index(k, start, lanes)])
+
+    def _index(self, k: int, start: Any, lanes: int) -> Any:
+        row = tirx.Mul(self.row, self.row_strides[k])
+        column = tirx.Mul(start, self.strides[k]) if self.strided else start
+        index = tirx.Add(row, column)
+        return index if lanes == 1 else tirx.Ramp(index, _int(1), lanes)
+
+
+def _int(value: int) -> Any:
+    return tirx.IntImm("int64", value)
+
+
+def _loop(var: Any, start: Any, extent: Any, body: Any) -> Any:
+    return tirx.For(var, start, extent, tirx.ForKind.SERIAL, body)
+
+
+def _block(statements: Sequence[Any]) -> Any:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))

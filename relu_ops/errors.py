@@ -1,0 +1,80 @@
+"""Every error that relu_ops raises, in one place.
+
+A message names the thing, what it is and what it must be; the hint says what to do. A user's
+mistake and a broken invariant are different kinds: whatever is not a `ReluOpsError` is a bug.
+"""
+
+from __future__ import annotations
+
+
+class ReluOpsError(Exception):
+    """The base of every error that relu_ops raises on purpose.
+
+    Attributes:
+        message: What is wrong, in one line or a short list.
+        hint: What to do about it, or None.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}\nhint: {hint}")
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
+        return type(self), (self.message, self.hint)
+
+
+class ArgumentError(ReluOpsError, ValueError):
+    """An argument has the right type and a wrong value (a shape, a number, a name)."""
+
+
+class ArgumentTypeError(ReluOpsError, TypeError):
+    """An argument has the wrong type or dtype."""
+
+
+class ModelError(ReluOpsError, ValueError):
+    """A model is not valid ONNX: malformed, truncated, cyclic, ill-typed or reaching outside."""
+
+
+class UnsupportedError(ModelError):
+    """A model is valid ONNX, and outside what relu_ops compiles."""
+
+
+class BundleError(ReluOpsError, ValueError):
+    """A bundle is missing, damaged, or not what its manifest says."""
+
+
+class TargetError(ReluOpsError, ValueError):
+    """A target is unknown, or no variant of a bundle can run on this machine."""
+
+
+class BuildError(ReluOpsError, RuntimeError):
+    """Compiling or linking failed, or a tool that it needs is missing."""
+
+
+class CacheError(ReluOpsError, OSError):
+    """The compile cache cannot be used and no other way leads to a result."""
+
+
+class MissingDependencyError(ReluOpsError, ImportError):
+    """An optional package is needed for what was asked, and is not installed."""
+
+
+def require(module: str, extra: str, purpose: str) -> None:
+    """Raise `MissingDependencyError` unless `module` can be imported.
+
+    Args:
+        module: The name to import.
+        extra: The extra of relu_ops that installs it.
+        purpose: What it is needed for, as the subject of the message.
+
+    Raises:
+        MissingDependencyError: `module` is not installed.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise MissingDependencyError(
+            f"{purpose} needs the package {module}, which is not installed",
+            f"pip install 'relu_ops[{extra}]'",
+        )

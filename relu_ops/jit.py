@@ -1,0 +1,129 @@
+"""Compiles when asked and remembers: `compile`, `relu` and `leaky_relu`.
+
+The only place that knows the compiler, the cache and the runtime. A warm cache answers without
+importing TVM; `relu` and `leaky_relu` then do not even import onnx.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relu_ops import cache, targets
+from relu_ops.compiler.toolchain import producer
+from relu_ops.errors import ArgumentTypeError, require
+from relu_ops.runtime import arrays, dispatch
+from relu_ops.runtime.operator import Operator
+from relu_ops.semantics import DTYPES, dtype_name
+
+if TYPE_CHECKING:
+    from relu_ops.compiler.frontend import Model
+
+
+def compile(model: Model, target: str = "native") -> Operator:
+    """Compile a model for this machine, through the compile cache.
+
+    Args:
+        model: An `onnx.ModelProto`, its bytes, or the path of a file.
+        target: A CPU target by name; "native" is the best level that this machine runs.
+
+    Returns:
+        The operator.
+
+    Raises:
+        MissingDependencyError: onnx or TVM is not installed.
+        ModelError: The model is not valid ONNX; as `UnsupportedError` if it is, but out of scope.
+        TargetError: The target is not known or cannot run here.
+        BuildError: A tool is missing or failed.
+    """
+    require("onnx", "compile", "relu_ops.compile")
+    from relu_ops.compiler import frontend
+
+    proto = frontend.read_model(model)
+    content = proto.SerializeToString(deterministic=True)
+    return _compiled(content, lambda: proto, target)
+
+
+def _compiled(identity: bytes, make_model: Any, target: str) -> Operator:
+    chosen = targets.resolve(target)
+    key = cache.key_of(identity, chosen.name, producer())
+
+    def make() -> Any:
+        require("tvm", "compile", "compiling an operator")
+        from relu_ops import compiler
+
+        return compiler.make(make_model(), [chosen.name])
+
+    return dispatch.operator_of(cache.fetch(key, make), target=chosen.name)
+
+
+@functools.cache
+def _standard(graph: str, dtype: str, arguments: tuple[tuple[str, float], ...]) -> Operator:
+    """A graph of `relu_ops.graphs`, known by its name and arguments."""
+
+    def make_model() -> Any:
+        require("onnx", "compile", f"relu_ops.{graph}")
+        from relu_ops import graphs
+
+        return graphs.GRAPHS[graph](dtype=dtype, **dict(arguments))
+
+    identity = json.dumps([graph, dtype, arguments]).encode()
+    return _compiled(identity, make_model, "native")
+
+
+def relu(x: Any, out: Any = None) -> Any:
+    """Compute 0 where x < 0, else x. Compiled on first use.
+
+    Args:
+        x: An array of any shape, of float16, bfloat16, float32, float64 or int8 to int64; Python
+            floats become float32.
+        out: Where to write; may be x.
+
+    Returns:
+        An array of the shape and dtype of x: `out` where it was given.
+
+    >>> import numpy as np
+    >>> relu(np.array([-1.5, -0.0, 2.0], dtype=np.float32))
+    array([ 0., -0.,  2.], dtype=float32)
+    """
+    return _standard("relu", _dtype_of(x, "relu"), ())(x, out=out)
+
+
+def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
+    """Compute alpha * x where x < 0, else x. Compiled on first use for each alpha.
+
+    Args:
+        x: An array of any shape, of float16, bfloat16, float32 or float64; Python floats become
+            float32.
+        alpha: The slope below zero; rounded to float32, then to the dtype of x.
+        out: Where to write; may be x.
+
+    Returns:
+        An array of the shape and dtype of x: `out` where it was given.
+
+    >>> import numpy as np
+    >>> leaky_relu(np.array([-2.0, 3.0], dtype=np.float32), alpha=0.5)
+    array([-1.,  3.], dtype=float32)
+    """
+    if not isinstance(alpha, int | float | np.number):
+        raise ArgumentTypeError(f"leaky_relu: alpha must be a number (not {type(alpha).__name__})")
+    return _standard("leaky_relu", _dtype_of(x, "leaky_relu"), (("alpha", float(alpha)),))(
+        x, out=out
+    )
+
+
+def _dtype_of(x: Any, what: str) -> str:
+    if isinstance(x, np.ndarray | np.generic):
+        name = dtype_name(x.dtype.newbyteorder("="))
+    elif arrays.is_torch(x) or hasattr(x, "__dlpack__"):
+        name = str(x.dtype).rpartition(".")[2]
+    else:
+        return "float32"
+    if name not in DTYPES:
+        raise ArgumentTypeError(
+            f"{what}: x.dtype must be one of {', '.join(DTYPES)} (not {x.dtype})"
+        )
+    return name

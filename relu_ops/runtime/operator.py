@@ -1,0 +1,223 @@
+"""The operator: a checked bundle, one of its variants, and how it is called."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from relu_ops import bundle as bundles
+from relu_ops.bundle import Bundle, Tensor
+from relu_ops.errors import ArgumentError, ArgumentTypeError
+from relu_ops.runtime import arrays
+from relu_ops.runtime.library import Library, open_library
+from relu_ops.semantics import DTYPES
+from relu_ops.targets import Target
+
+_REFUSALS = (TypeError, ValueError, BufferError, RuntimeError)
+"""What tvm-ffi and the entry raise for an array that they cannot take as it is."""
+
+
+class BoundCall(functools.partial[None]):
+    """A call with its arrays converted once: calling it computes into the same outputs again.
+
+    Attributes:
+        inputs: The input arrays, as they were passed.
+        out: The output, or a tuple of outputs.
+    """
+
+    inputs: tuple[Any, ...]
+    out: Any
+
+
+class Operator:
+    """A compiled operator. Made by `relu_ops.load` and `relu_ops.compile`.
+
+    Call it with arrays: `y = op(x)`, `op(x, out=y)`, in place `op(x, out=x)`; with several outputs
+    `out` is a sequence and so is the result. NumPy in, NumPy out; torch in, torch out; anything
+    else that speaks DLPack on the CPU is taken, and gives NumPy arrays.
+
+    Attributes:
+        name: The name of the operator.
+        inputs: Name, dtype and shape of every input.
+        outputs: The same of every output.
+        target: The target whose library is loaded.
+        bundle: The bundle it came from.
+    """
+
+    def __init__(self, bundle: Bundle, target: Target) -> None:
+        manifest = bundle.manifest
+        self.name: str = manifest.operator
+        self.inputs: tuple[Tensor, ...] = manifest.inputs
+        self.outputs: tuple[Tensor, ...] = manifest.outputs
+        self.target = target
+        self.bundle = bundle
+        entry = manifest.library(target.name)
+        self._library: Library = open_library(bundle.contents[entry.path])
+        self._call = self._library.call
+        self._single = len(self.outputs) == 1
+        self._dtypes = [tensor.dtype for tensor in self.inputs + self.outputs]
+        self._simple = self._single and [
+            (t.input, t.trailing) for t in manifest.output_terms[0]
+        ] == [(0, 0)]
+        self._simple_dtype = DTYPES[self.outputs[0].dtype].numpy
+
+    # The two branches below are the whole fast path. The entry checks everything before it
+    # writes anything, so that a refusal can be answered by the careful path from the start.
+
+    def __call__(self, *inputs: Any, out: Any = None) -> Any:
+        """Compute.
+
+        Args:
+            *inputs: One array per input, of its dtype and of a shape that the model allows.
+                Python numbers and sequences are converted.
+            out: Where to write: an array (a sequence of them for several outputs) of the
+                output's dtype and shape. It may be an input; an input that it overlaps otherwise
+                is read as it was before.
+
+        Returns:
+            The output, or a tuple of outputs: `out` where it was given.
+
+        Raises:
+            ArgumentTypeError: An argument has the wrong type or dtype.
+            ArgumentError: An argument has the wrong shape or device, or there are too many.
+        """
+        if out is None:
+            if self._simple and inputs and inputs[0].__class__ is np.ndarray:
+                out = np.empty_like(inputs[0], self._simple_dtype)
+                try:
+                    self._call(*inputs, out)
+                    return out
+                except _REFUSALS:
+                    out = None
+        elif out.__class__ is np.ndarray and self._single:
+            try:
+                self._call(*inputs, out)
+                return out
+            except _REFUSALS:
+                pass
+        return self._careful_call(inputs, out)
+
+    def bind(self, *inputs: Any, out: Any = None) -> BoundCall:
+        """Convert the arguments once; the returned call computes on them as often as wanted.
+
+        The arrays are kept alive, and read and written where they are: an array that would have
+        to be copied (misaligned, foreign byte order, overlapping `out` in part) is refused.
+
+        Args:
+            *inputs: As for a call.
+            out: As for a call; made where it is not given.
+
+        Raises:
+            ArgumentTypeError: As for a call.
+            ArgumentError: As for a call, or an array would have to be copied.
+        """
+        views, results, returned = self._adapt(inputs, out)
+        for tensor, given, view in zip(self.inputs, inputs, views, strict=False):
+            if isinstance(given, np.ndarray) and not np.may_share_memory(given, view) and view.size:
+                raise ArgumentError(
+                    f"{self.name}: {tensor.name} cannot be bound as it lies in memory: it would "
+                    "have to be copied at every call",
+                    "pass an aligned array of native byte order, apart from out",
+                )
+        for tensor, result in zip(self.outputs, results, strict=True):
+            if not arrays.is_addressable(result):
+                raise ArgumentError(f"{self.name}: out for {tensor.name} is misaligned")
+        description = arrays.describe([*views, *results], self._dtypes)
+        call = BoundCall(self._library.bind_views(description.ctypes.data))
+        call.inputs, call.out = (*inputs, *views), returned
+        return call
+
+    def _careful_call(self, inputs: Sequence[Any], out: Any) -> Any:
+        views, results, returned = self._adapt(inputs, out)
+        targets = [r if arrays.is_addressable(r) else np.empty_like(r) for r in results]
+        description = arrays.describe([*views, *targets], self._dtypes)
+        self._library.call_views(description.ctypes.data)
+        for result, target in zip(results, targets, strict=True):
+            if target is not result:
+                np.copyto(result, target)
+        return returned
+
+    def _adapt(
+        self, inputs: Sequence[Any], out: Any
+    ) -> tuple[list[np.ndarray], list[np.ndarray], Any]:
+        """Check everything; return arrays that the kernel can take, and what the caller gets."""
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(tensor.name for tensor in self.inputs)
+            raise ArgumentTypeError(
+                f"{self.name} takes {len(self.inputs)} inputs ({names}), not {len(inputs)}"
+            )
+        views = [
+            arrays.as_numpy(x, tensor, self.name)
+            for x, tensor in zip(inputs, self.inputs, strict=True)
+        ]
+        shapes = arrays.check_shapes(self.bundle.manifest, [view.shape for view in views])
+        given = self._outs(out)
+        pairs = [
+            arrays.allocate(tensor, shape, inputs)
+            if one is None
+            else (one, arrays.check_out(one, tensor, shape, self.name))
+            for one, tensor, shape in zip(given, self.outputs, shapes, strict=True)
+        ]
+        results = [array for _, array in pairs]
+        self._check_outs_apart(results)
+        views = [
+            arrays.apart_from(v if arrays.is_addressable(v) else v.copy(), results) for v in views
+        ]
+        returned = tuple(one for one, _ in pairs)
+        return views, results, returned[0] if self._single else returned
+
+    def _outs(self, out: Any) -> Sequence[Any]:
+        if out is None:
+            return [None] * len(self.outputs)
+        if self._single and not isinstance(out, tuple | list):
+            return [out]
+        if not isinstance(out, tuple | list) or len(out) != len(self.outputs):
+            names = ", ".join(tensor.name for tensor in self.outputs)
+            raise ArgumentTypeError(
+                f"{self.name}: out must be a tuple of {len(self.outputs)} arrays ({names})"
+            )
+        return out
+
+    def _check_outs_apart(self, results: Sequence[np.ndarray]) -> None:
+        for k, a in enumerate(results):
+            for b in results[:k]:
+                if np.may_share_memory(a, b):
+                    raise ArgumentError(
+                        f"{self.name}: the outputs must not share memory",
+                        "pass arrays that are apart",
+                    )
+
+    def __repr__(self) -> str:
+        def show(tensors: Sequence[Tensor]) -> str:
+            return ", ".join(
+                f"{t.name}: {t.dtype}{'' if t.shape is None else list(t.shape)}" for t in tensors
+            )
+
+        return (
+            f"<relu_ops.Operator {self.name}({show(self.inputs)}) -> ({show(self.outputs)}), "
+            f"target={self.target}>"
+        )
+
+    # An operator never changes, so that a copy of it is itself.
+
+    def __copy__(self) -> Operator:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Operator:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Operator], tuple[Any, ...]]:
+        held = self.bundle
+        encoded = bundles.encode(held.manifest)
+        return _restored, (str(held.path), encoded, dict(held.contents), self.target.name)
+
+
+def _restored(path: str, encoded: bytes, contents: dict[str, bytes], target: str) -> Operator:
+    """Unpickle: the files are checked against the manifest as if they came from a directory."""
+    from relu_ops.runtime import dispatch
+
+    held = bundles.from_contents(path, encoded, contents)
+    return dispatch.operator_of(held, target=target)

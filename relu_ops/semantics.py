@@ -1,0 +1,228 @@
+"""The contract: what every output bit of every operator in scope is.
+
+This module is data. The reference computes it, the lowering compiles it, the tests enumerate it
+and `docs/semantics.md` prints it; a new row brings all four. It knows NumPy and nothing else.
+
+The normative text is the ONNX function body of an operator at the model's opset, evaluated in the
+tensor's own type T, rounded to nearest even once per ONNX operator: no contraction, no
+flush-to-zero, no fast math. Where ONNX is silent, the row's rule decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+
+SEMANTICS_VERSION = 1
+"""Raised when a row changes an output bit; a bundle records the version it was built with."""
+
+MINIMUM_OPSET = 6
+MAXIMUM_RANK = 8
+"""The highest declared rank of a model's input."""
+
+Kind = Literal["float", "int", "uint", "bool"]
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """An element type: its name in ONNX and NumPy, its kind, and how it lies in memory."""
+
+    name: str
+    kind: Kind
+    bits: int
+    numpy: np.dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element."""
+        return self.bits // 8
+
+    @property
+    def is_float(self) -> bool:
+        """True for the four binary floating-point types."""
+        return self.kind == "float"
+
+    @property
+    def is_narrow_float(self) -> bool:
+        """True for the 16-bit floats, whose arithmetic is done wider and rounded once."""
+        return self.kind == "float" and self.bits == 16
+
+
+DTYPES: dict[str, Dtype] = {
+    row.name: row
+    for row in (
+        Dtype("float16", "float", 16, np.dtype(np.float16)),
+        Dtype("bfloat16", "float", 16, np.dtype(ml_dtypes.bfloat16)),
+        Dtype("float32", "float", 32, np.dtype(np.float32)),
+        Dtype("float64", "float", 64, np.dtype(np.float64)),
+        Dtype("int8", "int", 8, np.dtype(np.int8)),
+        Dtype("int16", "int", 16, np.dtype(np.int16)),
+        Dtype("int32", "int", 32, np.dtype(np.int32)),
+        Dtype("int64", "int", 64, np.dtype(np.int64)),
+        Dtype("uint8", "uint", 8, np.dtype(np.uint8)),
+        Dtype("uint16", "uint", 16, np.dtype(np.uint16)),
+        Dtype("uint32", "uint", 32, np.dtype(np.uint32)),
+        Dtype("uint64", "uint", 64, np.dtype(np.uint64)),
+        Dtype("bool", "bool", 8, np.dtype(np.bool_)),
+    )
+}
+
+_BY_NUMPY = {row.numpy: name for name, row in DTYPES.items()}
+
+
+def dtype_name(dtype: np.dtype) -> str | None:
+    """Return the name of a native-endian NumPy dtype, or None where it is out of scope.
+
+    >>> dtype_name(np.dtype("float32")), dtype_name(np.dtype("complex64"))
+    ('float32', None)
+    """
+    return _BY_NUMPY.get(dtype)
+
+
+_DLPACK_CODES = {"int": 0, "uint": 1, "float": 2, "bool": 6}
+_DLPACK_BFLOAT16 = 4
+
+
+def dlpack_type(dtype: str) -> tuple[int, int]:
+    """The DLPack type code and bits of a dtype.
+
+    >>> dlpack_type("float32"), dlpack_type("bfloat16")
+    ((2, 32), (4, 16))
+    """
+    row = DTYPES[dtype]
+    return _DLPACK_BFLOAT16 if dtype == "bfloat16" else _DLPACK_CODES[row.kind], row.bits
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        rule: The formula, in Python's notation, for operands of type T.
+        nan: What a NaN operand gives.
+        negative_zero: What -0.0 gives.
+        note: The reason, and where others differ.
+        primitive: True where the reference and the lowering have a rule of that name; False
+            where the frontend rewrites the operator into primitive ones.
+    """
+
+    rule: str
+    nan: str = "NaN"
+    negative_zero: str = "as IEEE 754"
+    note: str = ""
+    primitive: bool = True
+
+
+OPERATORS: dict[str, Row] = {
+    "Relu": Row(
+        "0 if x < 0 else x",
+        negative_zero="-0.0",
+        note="as onnxruntime; a plain max(x, 0) may lose NaN or the sign of zero",
+    ),
+    "LeakyRelu": Row(
+        "alpha * x if x < 0 else x",
+        negative_zero="-0.0",
+        note="alpha is a float32 attribute: it is rounded to T first, then the product is rounded "
+        "to T; alpha = 0 at -inf gives NaN, so Relu is never compiled as LeakyRelu(0)",
+    ),
+    "PRelu": Row(
+        "slope * x if x < 0 else x",
+        negative_zero="-0.0",
+        note="slope broadcasts to x, never the other way; at opset 6 a slope of length C lies "
+        "along axis 1",
+    ),
+    "ThresholdedRelu": Row(
+        "x if x > alpha else 0", nan="0", negative_zero="0", note="alpha is rounded to T first"
+    ),
+    "Clip": Row(
+        "t = low if x < low else x; high if high < t else t",
+        negative_zero="by comparison: x is kept when equal",
+        note="the ONNX function body; a NaN bound bounds nothing; high wins where low > high",
+    ),
+    "Abs": Row("x without its sign", negative_zero="0.0", note="integers wrap: |MIN| = MIN"),
+    "Neg": Row(
+        "x with the sign flipped", negative_zero="0.0", note="integers wrap: -MIN = MIN"
+    ),
+    "Sign": Row("1 if x > 0 else -1 if x < 0 else 0 if x == 0 else x", negative_zero="0.0"),
+    "Max": Row(
+        "a if a >= b or a is NaN else b",
+        nan="NaN if any input is NaN",
+        negative_zero="the first input is kept when equal",
+        note="folded from the left over all inputs",
+    ),
+    "Min": Row(
+        "a if a <= b or a is NaN else b",
+        nan="NaN if any input is NaN",
+        negative_zero="the first input is kept when equal",
+        note="folded from the left over all inputs",
+    ),
+    "Add": Row("a + b", note="integers wrap"),
+    "Sub": Row("a - b", note="integers wrap"),
+    "Mul": Row("a * b", note="integers wrap; a product is never fused with a following sum"),
+    "Div": Row(
+        "a / b",
+        note="integers truncate; by zero gives 0 and MIN / -1 gives MIN, never a trap",
+    ),
+    "HardSigmoid": Row(
+        "Max(Min(x * alpha + beta, 1), 0)",
+        note="the ONNX function body: product, sum, Min, Max, each rounded to T",
+        primitive=False,
+    ),
+    "HardSwish": Row(
+        "x * HardSigmoid(x, alpha=1/6, beta=0.5)",
+        note="the ONNX function body; at -inf it gives NaN (-inf * 0)",
+        primitive=False,
+    ),
+    "Where": Row("a if condition else b", nan="the chosen input as it is", negative_zero="kept"),
+    "Less": Row("a < b", nan="False", negative_zero="equal to 0.0"),
+    "LessOrEqual": Row("a <= b", nan="False", negative_zero="equal to 0.0"),
+    "Greater": Row("a > b", nan="False", negative_zero="equal to 0.0"),
+    "GreaterOrEqual": Row("a >= b", nan="False", negative_zero="equal to 0.0"),
+    "Equal": Row("a == b", nan="False", negative_zero="equal to 0.0"),
+    "Not": Row("not a", nan="-", negative_zero="-"),
+    "And": Row("a and b", nan="-", negative_zero="-"),
+    "Or": Row("a or b", nan="-", negative_zero="-"),
+    "Xor": Row("a != b", nan="-", negative_zero="-"),
+    "Cast": Row(
+        "the exact value, rounded once",
+        nan="NaN; 0 as an integer; True as a bool",
+        negative_zero="kept; 0 as an integer; False as a bool",
+        note="float to integer truncates and saturates (ONNX leaves it undefined, x86 and CUDA "
+        "differ); integer to integer wraps; a bool is True where x != 0",
+    ),
+    "CastLike": Row("Cast(x, to=type of the second input)", primitive=False),
+    "Identity": Row("x", nan="kept", negative_zero="kept", primitive=False),
+    "Constant": Row("the attribute", nan="kept", negative_zero="kept", primitive=False),
+    "ConstantOfShape": Row(
+        "the attribute, repeated",
+        nan="kept",
+        negative_zero="kept",
+        note="the shape must be a constant",
+        primitive=False,
+    ),
+    "QuantizeLinear": Row(
+        "saturate(round_half_even(x / scale) + zero_point)",
+        nan="the zero point",
+        negative_zero="the zero point",
+        note="the quotient is rounded to the type of scale (or `precision`); the sum is exact",
+    ),
+    "DequantizeLinear": Row(
+        "T(x - zero_point) * T(scale)",
+        nan="-",
+        negative_zero="-",
+        note="T is the output's type; the difference is exact, then rounded to T, then the product",
+    ),
+}
+
+GRADIENTS: dict[str, Row] = {
+    "relu_derivative": Row("1 if x > 0 else 0", "0", "0", "the derivative at 0 is 0"),
+    "leaky_relu_derivative": Row("1 if x > 0 else alpha", "alpha", "alpha"),
+    "relu_grad": Row("dy if x > 0 else 0", "0", "0", "at a NaN x; dy passes as it is"),
+    "leaky_relu_grad": Row("dy if x > 0 else alpha * dy", "alpha * dy", "alpha * dy"),
+}
+"""Graphs, not operators: what `relu_ops.graphs` composes from Greater, Where and Mul."""
+
+PRIMITIVES: tuple[str, ...] = tuple(name for name, row in OPERATORS.items() if row.primitive)

@@ -1,0 +1,176 @@
+"""Targets: their names, what each needs, and which of them a machine can run.
+
+Resolution is a pure function of a probed `Machine`, so that made-up machines can be asked.
+Probing reads what the processor and the operating system say and never raises.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from relu_ops.errors import TargetError
+
+# The psABI's microarchitecture levels (x86-64 psABI, section 3.1.1), each on top of the one
+# before it, in the names of /proc/cpuinfo. Linux lists a flag that needs wider registers (avx,
+# avx512f) only where the operating system saves them, so that the list answers for both.
+_V2 = ("cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3")
+_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave")
+_V4 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row of the target table.
+
+    Attributes:
+        name: The name, as it is parsed and printed.
+        kind: "cpu" or "cuda".
+        vector_bytes: The width of a vector register; 0 for CUDA.
+        flags: Processor flags it needs, beyond those of the rows before it.
+        native_float16: True where float16 is converted in hardware (F16C).
+        architectures: For CUDA: the SM versions with machine code; empty means the fat default.
+    """
+
+    name: str
+    kind: str
+    vector_bytes: int = 0
+    flags: tuple[str, ...] = ()
+    native_float16: bool = False
+    architectures: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+TARGETS: dict[str, Target] = {
+    row.name: row
+    for row in (
+        Target("x86-64-v2", "cpu", 16, _V2),
+        Target("x86-64-v3", "cpu", 32, _V2 + _V3, native_float16=True),
+        Target("x86-64-v4", "cpu", 64, _V2 + _V3 + _V4, native_float16=True),
+        Target("cuda", "cuda", native_float16=True),
+    )
+}
+"""Every named target, in the order of preference on a machine: the last that runs is best."""
+
+CPU_TARGETS = tuple(name for name, row in TARGETS.items() if row.kind == "cpu")
+
+_ONE_ARCHITECTURE = re.compile(r"cuda-sm_(\d{2,3})")
+
+
+def parse(name: str) -> Target:
+    """Return the target of a name.
+
+    >>> str(parse("x86-64-v3")), parse("cuda-sm_90").architectures
+    ('x86-64-v3', (90,))
+
+    Raises:
+        TargetError: There is no such target.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    match = _ONE_ARCHITECTURE.fullmatch(name) if isinstance(name, str) else None
+    if match:
+        return Target(name, "cuda", native_float16=True, architectures=(int(match[1]),))
+    raise TargetError(
+        f"target {name!r} is not known", f"known targets: {', '.join(TARGETS)}, native, cuda-sm_NN"
+    )
+
+
+def is_known(name: str) -> bool:
+    """True for the name of a target."""
+    return name in TARGETS or _ONE_ARCHITECTURE.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is known of a machine.
+
+    Attributes:
+        architecture: As `platform.machine` says, for example "x86_64".
+        cpu: The processor's model name.
+        flags: Its feature flags, as the operating system lists them.
+    """
+
+    architecture: str
+    cpu: str = "unknown"
+    flags: frozenset[str] = frozenset()
+
+
+@cache
+def this_machine() -> Machine:
+    """Probe this machine. Never raises: what cannot be read is taken as absent."""
+    fields: dict[str, str] = {}
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                fields.setdefault(key.strip(), value.strip())
+    except OSError:
+        pass
+    flags = frozenset(fields.get("flags", "").split())
+    return Machine(platform.machine(), fields.get("model name", "unknown"), flags)
+
+
+def why_not(target: Target, machine: Machine) -> str | None:
+    """The reason why a machine cannot run a CPU target; None where it can.
+
+    >>> why_not(parse("x86-64-v3"), Machine("aarch64"))
+    'the processor is aarch64 (not x86_64)'
+    """
+    if target.kind != "cpu":
+        return "it runs on a GPU (not on the CPU)"
+    if machine.architecture not in ("x86_64", "AMD64"):
+        return f"the processor is {machine.architecture} (not x86_64)"
+    missing = [flag for flag in target.flags if flag not in machine.flags]
+    if missing:
+        return f"the processor or its operating system lacks {', '.join(missing)}"
+    return None
+
+
+def native(machine: Machine | None = None) -> Target:
+    """The best CPU target that a machine runs.
+
+    Raises:
+        TargetError: It runs none; the message lists each and why not.
+    """
+    machine = this_machine() if machine is None else machine
+    return choose(CPU_TARGETS, machine)
+
+
+def choose(names: Iterable[str], machine: Machine) -> Target:
+    """Choose the best of several targets for the CPU of a machine.
+
+    Args:
+        names: Names of targets, in any order.
+        machine: The machine.
+
+    Raises:
+        TargetError: None can run; the message lists each and why not.
+    """
+    candidates = [parse(name) for name in names]
+    runnable = [t for t in candidates if why_not(t, machine) is None]
+    if runnable:
+        return max(runnable, key=lambda t: t.vector_bytes)
+    raise TargetError(
+        refusal("no variant can run on this machine's CPU", candidates, machine),
+        "build one for it with relu_ops.build(model, targets=['native'], path=...)",
+    )
+
+
+def refusal(headline: str, candidates: Sequence[Target], machine: Machine) -> str:
+    """List every candidate and why it was refused."""
+    lines = [f"  {t.name}: {why_not(t, machine) or 'can run'}" for t in candidates]
+    return "\n".join([f"{headline}:", *(lines or ["  (there is none)"])])
+
+
+def resolve(name: str | Target, machine: Machine | None = None) -> Target:
+    """Return the target of a name, "native" included."""
+    if isinstance(name, Target):
+        return name
+    return native(machine) if name == "native" else parse(name)
