@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_ops import cache, targets
-from relu_ops.compiler.toolchain import producer
+from relu_ops.compiler.toolchain import producer, source_digest
 from relu_ops.errors import ArgumentTypeError, require
 from relu_ops.runtime import arrays, dispatch
 from relu_ops.runtime.operator import Operator
@@ -49,7 +49,7 @@ def compile(model: Model, target: str = "native") -> Operator:
 
 def _compiled(identity: bytes, make_model: Any, target: str) -> Operator:
     chosen = targets.resolve(target)
-    key = cache.key_of(identity, chosen.name, producer())
+    key = cache.key_of(identity, chosen.name, {**producer(), "sources": source_digest()})
 
     def make() -> Any:
         require("tvm", "compile", "compiling an operator")

@@ -1,7 +1,7 @@
 /* The host side of every operator: checks arrays, plans loops, calls kernels.
  *
- * Compiled once per operator behind a generated "operator.h", which holds the operator's tables:
- * its inputs, outputs, leaves, requirements and kernels. Exports two tvm-ffi functions of the
+ * The same for all operators; a generated C file holds the tables of one: its inputs, outputs,
+ * leaves, requirements and kernels, as entry.h declares them. Exports two tvm-ffi functions of the
  * arguments (inputs..., outputs...): `call` computes, `bind` returns a function that computes
  * on these same arrays again and again; and `call_views`, `bind_views`, which take the address
  * of a description instead of arrays, for what DLPack cannot express.
@@ -16,8 +16,10 @@
 #include <tvm/ffi/c_api.h>
 #include <xmmintrin.h>
 
-#define MAX_RANK 16
+#include "entry.h"
+
 #define EXPORT __attribute__((visibility("default")))
+#define OP relu_ops_operator
 
 /* An array as it was passed. Strides are in elements; NULL means compact. */
 typedef struct {
@@ -33,70 +35,33 @@ typedef struct {
   int64_t extent[MAX_RANK];
 } Shape;
 
-/* Tables of the operator. A dimension is its extent, FREE, or SYMBOL(k). */
-#define FREE (-1)
-#define SYMBOL(k) (-2 - (k))
-typedef struct {
-  const char* name;
-  uint8_t code, bits;
-  int16_t rank; /* -1: any */
-  const int64_t* dims;
-} InputSpec;
-
-typedef struct {
-  int16_t input; /* -1: a constant shape */
-  int16_t trailing;
-  int16_t rank;
-  const int64_t* dims;
-} Term;
-
-typedef struct {
-  int16_t count;
-  const Term* terms;
-} Terms;
-
-typedef struct {
-  const char* name;
-  uint8_t code, bits;
-  Terms shape;
-} OutputSpec;
-
-typedef struct {
-  const char* what;
-  Terms terms, into;
-} Requirement;
-
-typedef struct {
-  int16_t input; /* -1: a constant, at `constant` */
-  int16_t trailing;
-  uint8_t itemsize;
-  int16_t rank;
-  const int64_t* dims;
-  const unsigned char* constant;
-} Leaf;
-
-/* What a plan passes to a kernel, one entry per leaf and output. */
-typedef void (*KernelCall)(char* const* data, const int64_t* row, const int64_t* inner,
-                           int64_t rows, int64_t n);
-typedef struct {
-  KernelCall call;
-  const int8_t* patterns; /* 1 contiguous, 0 repeated, -1 any */
-} Kernel;
-
-#include "operator.h"
-
 /* A loop nest over collapsed dimensions, outermost first. Strides are in elements. */
 typedef struct {
   int32_t rank;
   int64_t extent[MAX_RANK];
-  int64_t stride[OPERANDS][MAX_RANK];
-  char* data[OPERANDS];
+  int64_t (*stride)[MAX_RANK]; /* by operand */
+  char** data;                 /* by operand */
+  void* spare;                 /* an element for each operand that has none */
 } Plan;
+
+static size_t plan_size(void) {
+  size_t operand = sizeof(int64_t[MAX_RANK]) + sizeof(char*) + sizeof(int64_t);
+  return sizeof(Plan) + operand * (size_t)OP.operand_count;
+}
+
+/* A plan and its arrays in one block of plan_size() bytes. */
+static Plan* plan_at(void* block) {
+  Plan* plan = (Plan*)block;
+  plan->stride = (int64_t(*)[MAX_RANK])(plan + 1);
+  plan->data = (char**)(plan->stride + OP.operand_count);
+  plan->spare = plan->data + OP.operand_count;
+  return plan;
+}
 
 /* ---- errors ------------------------------------------------------------------------------ */
 
 static int refuse(const char* kind, const char* name, const char* reason) {
-  const char* parts[] = {OPERATOR_NAME, ": ", name, " ", reason};
+  const char* parts[] = {OP.name, ": ", name, " ", reason};
   TVMFFIErrorSetRaisedFromCStrParts(kind, parts, 5);
   return -1;
 }
@@ -120,11 +85,11 @@ static int broadcast_into(Shape* to, int32_t rank, const int64_t* dims, int32_t 
   return 0;
 }
 
-static int shape_of(Shape* shape, Terms terms, const View* inputs) {
+static int shape_of(Shape* shape, Terms terms, const View* in) {
   shape->rank = 0;
   for (int k = 0; k < terms.count; ++k) {
     const Term* t = &terms.terms[k];
-    const View* v = t->input < 0 ? NULL : &inputs[t->input];
+    const View* v = t->input < 0 ? NULL : &in[t->input];
     if (broadcast_into(shape, v ? v->rank : t->rank, v ? v->shape : t->dims, t->trailing))
       return -1;
   }
@@ -150,12 +115,12 @@ static int check_input(const View* view, const InputSpec* spec, int64_t* symbols
   return 0;
 }
 
-static int check_output(const View* view, const OutputSpec* spec, const View* inputs,
+static int check_output(const View* view, const OutputSpec* spec, const View* in,
                         Shape* iteration) {
   Shape shape;
   if (view->dtype.code != spec->code || view->dtype.bits != spec->bits || view->dtype.lanes != 1)
     return refuse("TypeError", spec->name, "has the wrong dtype");
-  if (shape_of(&shape, spec->shape, inputs))
+  if (shape_of(&shape, spec->shape, in))
     return refuse("ValueError", spec->name, "has inputs that do not broadcast together");
   if (view->rank != shape.rank ||
       memcmp(view->shape, shape.extent, sizeof(int64_t) * (size_t)shape.rank) != 0)
@@ -165,9 +130,9 @@ static int check_output(const View* view, const OutputSpec* spec, const View* in
   return 0;
 }
 
-static int check_requirement(const Requirement* requirement, const View* inputs) {
+static int check_requirement(const Requirement* requirement, const View* in) {
   Shape terms, into, both;
-  if (shape_of(&terms, requirement->terms, inputs) || shape_of(&into, requirement->into, inputs))
+  if (shape_of(&terms, requirement->terms, in) || shape_of(&into, requirement->into, in))
     return refuse("ValueError", requirement->what, "does not broadcast");
   int32_t lead = 0; /* leading unit dimensions do not count */
   while (terms.rank - lead > into.rank && terms.extent[lead] == 1) ++lead;
@@ -196,7 +161,7 @@ static void lay_out(int64_t* stride, const Shape* iteration, int32_t rank, const
 
 /* True where dimension a should be outside of b: by the first operand that tells them apart. */
 static int is_outer(const Plan* plan, int32_t a, int32_t b) {
-  for (int k = OPERANDS - 1; k >= 0; --k) { /* outputs first */
+  for (int k = OP.operand_count - 1; k >= 0; --k) { /* outputs first */
     int64_t x = llabs(plan->stride[k][a]), y = llabs(plan->stride[k][b]);
     if (x != 0 && y != 0 && x != y) return x > y;
   }
@@ -207,7 +172,7 @@ static void swap_dims(Plan* plan, int32_t a, int32_t b) {
   int64_t t = plan->extent[a];
   plan->extent[a] = plan->extent[b];
   plan->extent[b] = t;
-  for (int k = 0; k < OPERANDS; ++k) {
+  for (int k = 0; k < OP.operand_count; ++k) {
     t = plan->stride[k][a];
     plan->stride[k][a] = plan->stride[k][b];
     plan->stride[k][b] = t;
@@ -224,22 +189,22 @@ static void collapse(Plan* plan) {
   int32_t last = 0;
   for (int32_t d = 1; d < rank; ++d) {
     int alike = 1;
-    for (int k = 0; k < OPERANDS; ++k)
+    for (int k = 0; k < OP.operand_count; ++k)
       alike &= plan->stride[k][last] == plan->stride[k][d] * plan->extent[d];
     if (!alike) {
       swap_dims(plan, ++last, d);
       continue;
     }
     plan->extent[last] *= plan->extent[d];
-    for (int k = 0; k < OPERANDS; ++k) plan->stride[k][last] = plan->stride[k][d];
+    for (int k = 0; k < OP.operand_count; ++k) plan->stride[k][last] = plan->stride[k][d];
   }
   plan->rank = rank ? last + 1 : 0;
 }
 
 static void extent_in_bytes(const Plan* plan, int k, const char** low, const char** high) {
-  const char *first = plan->data[k], *past = plan->data[k] + itemsizes[k];
+  const char *first = plan->data[k], *past = plan->data[k] + OP.itemsizes[k];
   for (int32_t d = 0; d < plan->rank; ++d) {
-    int64_t reach = plan->stride[k][d] * (plan->extent[d] - 1) * itemsizes[k];
+    int64_t reach = plan->stride[k][d] * (plan->extent[d] - 1) * OP.itemsizes[k];
     if (reach < 0) first += reach;
     else past += reach;
   }
@@ -249,17 +214,17 @@ static void extent_in_bytes(const Plan* plan, int k, const char** low, const cha
 
 /* An output may be an input's own memory, element for element; any other overlap is refused. */
 static int check_overlap(const Plan* plan) {
-  for (int out = LEAVES; out < OPERANDS; ++out) {
+  for (int out = OP.leaf_count; out < OP.operand_count; ++out) {
     const char *low, *high;
     extent_in_bytes(plan, out, &low, &high);
     for (int k = 0; k < out; ++k) {
       const char *other_low, *other_high;
       extent_in_bytes(plan, k, &other_low, &other_high);
       if (other_high <= low || high <= other_low) continue;
-      int same = OUTPUTS == 1 && plan->data[k] == plan->data[out] && itemsizes[k] == itemsizes[out];
+      int same = OP.output_count == 1 && plan->data[k] == plan->data[out] && OP.itemsizes[k] == OP.itemsizes[out];
       for (int32_t d = 0; d < plan->rank; ++d)
         same &= plan->stride[k][d] == plan->stride[out][d] && plan->stride[out][d] != 0;
-      if (!same) return refuse("ValueError", outputs[out - LEAVES].name, "overlaps another array");
+      if (!same) return refuse("ValueError", OP.outputs[out - OP.leaf_count].name, "overlaps another array");
     }
   }
   return 0;
@@ -274,48 +239,48 @@ static int is_empty(int32_t rank, const int64_t* shape) {
 /* An iteration without elements is nothing to do, unless an output has elements all the same (it
  * does not depend on what is empty): then whatever is empty reads and writes one spare element. */
 static int skip_empty(Plan* plan, const View* in, const View* out) {
-  static int64_t spare[OPERANDS];
   int all = 1;
-  for (int k = 0; k < OUTPUTS; ++k) all &= is_empty(out[k].rank, out[k].shape);
+  for (int k = 0; k < OP.output_count; ++k) all &= is_empty(out[k].rank, out[k].shape);
   if (all) {
     plan->rank = -1;
     return 1;
   }
   for (int32_t d = 0; d < plan->rank; ++d)
     if (plan->extent[d] == 0) plan->extent[d] = 1;
-  for (int k = 0; k < OPERANDS; ++k) {
-    const View* v = k >= LEAVES ? &out[k - LEAVES]
-                    : leaves[k].input >= 0 ? &in[leaves[k].input] : NULL;
-    if (v ? !is_empty(v->rank, v->shape) : !is_empty(leaves[k].rank, leaves[k].dims)) continue;
-    plan->data[k] = (char*)&spare[k];
+  for (int k = 0; k < OP.operand_count; ++k) {
+    const View* v = k >= OP.leaf_count ? &out[k - OP.leaf_count]
+                    : OP.leaves[k].input >= 0 ? &in[OP.leaves[k].input] : NULL;
+    if (v ? !is_empty(v->rank, v->shape) : !is_empty(OP.leaves[k].rank, OP.leaves[k].dims)) continue;
+    plan->data[k] = (char*)plan->spare + k * (int)sizeof(int64_t);
     memset(plan->stride[k], 0, sizeof(plan->stride[k]));
+    memset(plan->data[k], 0, sizeof(int64_t));
   }
   return 0;
 }
 
 static int prepare(Plan* plan, const View* in, const View* out) {
-  int64_t symbols[SYMBOLS + 1];
-  for (int k = 0; k < SYMBOLS; ++k) symbols[k] = -1;
-  for (int k = 0; k < INPUTS; ++k)
-    if (check_input(&in[k], &inputs[k], symbols)) return -1;
+  int64_t symbols[OP.symbol_count + 1];
+  for (int k = 0; k < OP.symbol_count; ++k) symbols[k] = -1;
+  for (int k = 0; k < OP.input_count; ++k)
+    if (check_input(&in[k], &OP.inputs[k], symbols)) return -1;
   Shape iteration = {0, {0}};
-  for (int k = 0; k < OUTPUTS; ++k)
-    if (check_output(&out[k], &outputs[k], in, &iteration)) return -1;
-  for (int k = 0; k < REQUIREMENTS; ++k)
-    if (check_requirement(&requirements[k], in)) return -1;
+  for (int k = 0; k < OP.output_count; ++k)
+    if (check_output(&out[k], &OP.outputs[k], in, &iteration)) return -1;
+  for (int k = 0; k < OP.requirement_count; ++k)
+    if (check_requirement(&OP.requirements[k], in)) return -1;
 
   plan->rank = iteration.rank;
   memcpy(plan->extent, iteration.extent, sizeof(plan->extent));
-  for (int k = 0; k < LEAVES; ++k) {
-    const Leaf* leaf = &leaves[k];
+  for (int k = 0; k < OP.leaf_count; ++k) {
+    const Leaf* leaf = &OP.leaves[k];
     const View* v = leaf->input < 0 ? NULL : &in[leaf->input];
     plan->data[k] = v ? v->data : (char*)leaf->constant;
     lay_out(plan->stride[k], &iteration, v ? v->rank : leaf->rank, v ? v->shape : leaf->dims,
             v ? v->strides : NULL, leaf->trailing);
   }
-  for (int k = 0; k < OUTPUTS; ++k) {
-    plan->data[LEAVES + k] = out[k].data;
-    lay_out(plan->stride[LEAVES + k], &iteration, out[k].rank, out[k].shape, out[k].strides, 0);
+  for (int k = 0; k < OP.output_count; ++k) {
+    plan->data[OP.leaf_count + k] = out[k].data;
+    lay_out(plan->stride[OP.leaf_count + k], &iteration, out[k].rank, out[k].shape, out[k].strides, 0);
   }
   if (skip_empty(plan, in, out)) return 0;
   collapse(plan);
@@ -325,22 +290,22 @@ static int prepare(Plan* plan, const View* in, const View* out) {
 /* ---- running ----------------------------------------------------------------------------- */
 
 static KernelCall choose_kernel(const int64_t* inner) {
-  for (int v = 0; v < KERNELS; ++v) {
+  for (int v = 0; v < OP.kernel_count; ++v) {
     int fits = 1;
-    for (int k = 0; k < OPERANDS; ++k)
-      fits &= kernels[v].patterns[k] < 0 || kernels[v].patterns[k] == inner[k];
-    if (fits) return kernels[v].call;
+    for (int k = 0; k < OP.operand_count; ++k)
+      fits &= OP.kernels[v].patterns[k] < 0 || OP.kernels[v].patterns[k] == inner[k];
+    if (fits) return OP.kernels[v].call;
   }
-  return kernels[KERNELS - 1].call; /* the last one takes any stride */
+  return OP.kernels[OP.kernel_count - 1].call; /* the last one takes any stride */
 }
 
 static void run_nest(const Plan* plan) {
-  int64_t row[OPERANDS], inner[OPERANDS], index[MAX_RANK] = {0};
-  char* data[OPERANDS];
+  int64_t row[OP.operand_count], inner[OP.operand_count], index[MAX_RANK] = {0};
+  char* data[OP.operand_count];
   int32_t rank = plan->rank;
   int64_t n = rank > 0 ? plan->extent[rank - 1] : 1;
   int64_t rows = rank > 1 ? plan->extent[rank - 2] : 1;
-  for (int k = 0; k < OPERANDS; ++k) {
+  for (int k = 0; k < OP.operand_count; ++k) {
     inner[k] = rank > 0 ? plan->stride[k][rank - 1] : 1;
     row[k] = rank > 1 ? plan->stride[k][rank - 2] : 0;
     data[k] = plan->data[k];
@@ -350,10 +315,10 @@ static void run_nest(const Plan* plan) {
     kernel(data, row, inner, rows, n);
     int32_t d = rank - 3;
     for (; d >= 0; --d) {
-      for (int k = 0; k < OPERANDS; ++k) data[k] += plan->stride[k][d] * itemsizes[k];
+      for (int k = 0; k < OP.operand_count; ++k) data[k] += plan->stride[k][d] * OP.itemsizes[k];
       if (++index[d] < plan->extent[d]) break;
-      for (int k = 0; k < OPERANDS; ++k)
-        data[k] -= plan->stride[k][d] * plan->extent[d] * itemsizes[k];
+      for (int k = 0; k < OP.operand_count; ++k)
+        data[k] -= plan->stride[k][d] * plan->extent[d] * OP.itemsizes[k];
       index[d] = 0;
     }
     if (d < 0) return;
@@ -392,23 +357,23 @@ static int view_of(View* view, const TVMFFIAny* argument, const char* name) {
 }
 
 static int prepare_from_arrays(Plan* plan, const TVMFFIAny* arguments, int32_t count) {
-  View views[INPUTS + OUTPUTS];
-  if (count != INPUTS + OUTPUTS)
+  View views[OP.input_count + OP.output_count];
+  if (count != OP.input_count + OP.output_count)
     return refuse("TypeError", "the call", "has the wrong number of arrays");
-  for (int k = 0; k < INPUTS; ++k)
-    if (view_of(&views[k], &arguments[k], inputs[k].name)) return -1;
-  for (int k = 0; k < OUTPUTS; ++k)
-    if (view_of(&views[INPUTS + k], &arguments[INPUTS + k], outputs[k].name)) return -1;
-  return prepare(plan, views, views + INPUTS);
+  for (int k = 0; k < OP.input_count; ++k)
+    if (view_of(&views[k], &arguments[k], OP.inputs[k].name)) return -1;
+  for (int k = 0; k < OP.output_count; ++k)
+    if (view_of(&views[OP.input_count + k], &arguments[OP.input_count + k], OP.outputs[k].name)) return -1;
+  return prepare(plan, views, views + OP.input_count);
 }
 
 /* For each array: data, dtype code, bits, rank, then shape and strides. */
 static int prepare_from_description(Plan* plan, const TVMFFIAny* arguments, int32_t count) {
-  View views[INPUTS + OUTPUTS];
+  View views[OP.input_count + OP.output_count];
   if (count != 1 || arguments[0].type_index != kTVMFFIInt)
     return refuse("TypeError", "the call", "takes the address of a description");
   const int64_t* at = (const int64_t*)(intptr_t)arguments[0].v_int64;
-  for (int k = 0; k < INPUTS + OUTPUTS; ++k) {
+  for (int k = 0; k < OP.input_count + OP.output_count; ++k) {
     views[k].data = (char*)(intptr_t)at[0];
     views[k].dtype.code = (uint8_t)at[1];
     views[k].dtype.bits = (uint8_t)at[2];
@@ -418,15 +383,16 @@ static int prepare_from_description(Plan* plan, const TVMFFIAny* arguments, int3
     views[k].strides = at + 4 + at[3];
     at += 4 + 2 * at[3];
   }
-  return prepare(plan, views, views + INPUTS);
+  return prepare(plan, views, views + OP.input_count);
 }
 
 typedef int (*Prepare)(Plan* plan, const TVMFFIAny* arguments, int32_t count);
 
 static int call_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
-  Plan plan;
-  if (from(&plan, arguments, count)) return -1;
-  run(&plan);
+  int64_t block[plan_size() / sizeof(int64_t) + 1];
+  Plan* plan = plan_at(block);
+  if (from(plan, arguments, count)) return -1;
+  run(plan);
   result->type_index = kTVMFFINone;
   result->v_int64 = 0;
   return 0;
@@ -442,8 +408,9 @@ static int run_bound(void* plan, const TVMFFIAny* arguments, int32_t count, TVMF
 }
 
 static int bind_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
-  Plan* plan = (Plan*)malloc(sizeof(Plan));
-  if (!plan) return refuse("MemoryError", "the call", "cannot be bound: no memory");
+  void* block = malloc(plan_size());
+  if (!block) return refuse("MemoryError", "the call", "cannot be bound: no memory");
+  Plan* plan = plan_at(block);
   TVMFFIObjectHandle function = NULL;
   if (from(plan, arguments, count) || TVMFFIFunctionCreate(plan, run_bound, free, &function)) {
     free(plan);

@@ -28,11 +28,10 @@ from relu_ops.semantics import DTYPES, Dtype
 Expr = Any
 """A TIR expression."""
 
+_ZERO = tirx.IntImm("int64", 0)
+
 STORAGE = {"float16": "uint16", "bfloat16": "uint16", "bool": "uint8"}
 """The TIR type of an element in memory, where it is not the dtype's own."""
-
-_UNSIGNED_TWIN = {"int32": "uint32", "int64": "uint64", "uint32": "uint32", "uint64": "uint64"}
-_LLVM_TYPE = {"uint32": "i32", "uint64": "i64"}
 
 
 def storage_type(dtype: str) -> str:
@@ -101,9 +100,26 @@ class Emitter:
         if dtype == "bool":
             return self._bind_bool(expr)
         self.widest_bits = max(self.widest_bits, int(dtype.lstrip("uintfloa")))
-        var = tirx.Var(f"v{len(self.statements)}", self.type(dtype))
-        self.statements.append(tirx.Bind(var, expr))
-        return var
+        # A local buffer, which LLVM keeps in a register. A TIR binding would do the same, but TVM's
+        # code generator tells its analyzer of every one, and the time that takes to reason about
+        # a chain of them doubles with each link.
+        buffer = tirx.decl_buffer(
+            (1,), self.type(dtype), name=f"v{len(self.statements)}", scope="local"
+        )
+        self.statements += [tirx.AllocBuffer(buffer), tirx.BufferStore(buffer, expr, [_ZERO])]
+        return tirx.BufferLoad(buffer, [_ZERO])
+
+    def _extern(self, operation: str, dtype: str, body: str, *operands: Expr) -> Expr:
+        """Call one line of LLVM IR on integers of the same type; it is always inlined."""
+        element = f"i{dtype.lstrip('uint')}"
+        vector = element if self.lanes == 1 else f"<{self.lanes} x {element}>"
+        name = f"relu_ops.{operation}.{element}x{self.lanes}"
+        parameters = ", ".join(f"{vector} %{letter}" for letter in "ab"[: len(operands)])
+        self.externs[name] = (
+            f"define internal {vector} @{name}({parameters}) alwaysinline {{\n"
+            f"  {body.format(t=vector)}\n  ret {vector} %r\n}}\n"
+        )
+        return tirx.call_pure_extern(self.type(dtype), name, *operands)
 
     def _bind_bool(self, expr: Expr) -> Expr:
         """TVM's code generator refuses to name a vector of bools: name bytes, which LLVM undoes."""
@@ -127,24 +143,7 @@ class Emitter:
         TVM marks sums and products of 32 bits and more as never overflowing, which LLVM is free
         to exploit; a line of LLVM IR without that promise takes its place.
         """
-        plain = {"add": tirx.Add, "sub": tirx.Sub, "mul": tirx.Mul}[operation]
-        if dtype not in _UNSIGNED_TWIN:
-            return plain(a, b)
-        twin = _UNSIGNED_TWIN[dtype]
-        element = _LLVM_TYPE[twin]
-        vector = element if self.lanes == 1 else f"<{self.lanes} x {element}>"
-        name = f"relu_ops.{operation}.{twin}x{self.lanes}"
-        self.externs[name] = (
-            f"define internal {vector} @{name}({vector} %a, {vector} %b) alwaysinline {{\n"
-            f"  %r = {operation} {vector} %a, %b\n  ret {vector} %r\n}}\n"
-        )
-        result = tirx.call_pure_extern(
-            self.type(twin), name, self._as(twin, dtype, a), self._as(twin, dtype, b)
-        )
-        return self._as(dtype, twin, result)
-
-    def _as(self, target: str, source: str, expr: Expr) -> Expr:
-        return expr if target == source else self.bits(target, expr)
+        return self._extern(operation, dtype, f"%r = {operation} {{t}} %a, %b", a, b)
 
     def product(self, dtype: str, a: Expr, b: Expr) -> Expr:
         """A floating-point product that no following sum can absorb into an FMA.
@@ -207,7 +206,7 @@ class Emitter:
         bias = tirx.Add(odd, u32(0x7FFF))
         rounded = tirx.shift_right(self.wrapping("add", "uint32", bits, bias), u32(16))
         quiet = tirx.shift_right(bits, u32(16)) | u32(0x40)
-        return self.cast("uint16", tirx.Select(tirx.NE(x, x), quiet, rounded))
+        return self.cast("uint16", tirx.Select(unequal(x, x), quiet, rounded))
 
     def _narrow_float16(self, x: Expr) -> Expr:
         if self.native_float16:
@@ -330,7 +329,12 @@ class Emitter:
         """True where a float is NaN; False for integers."""
         if not x.row.is_float:
             return self.splat(tirx.IntImm("bool", 0))
-        return tirx.NE(self.widened(x), self.widened(x))
+        return unequal(self.widened(x), self.widened(x))
+
+
+def unequal(a: Expr, b: Expr) -> Expr:
+    """a != b, True where either is NaN: TVM's own NE is the ordered comparison of LLVM."""
+    return tirx.Not(tirx.EQ(a, b))
 
 
 def _large(dtype: str, value: int) -> Expr:
@@ -528,7 +532,7 @@ def cast(e: Emitter, x: Operand, *, to: str) -> Operand:
     if x.dtype == to:
         return x
     if target.kind == "bool":
-        return Operand(to, e.bind("bool", tirx.NE(e.widened(x), e.widened(e.zero(x.dtype)))))
+        return Operand(to, e.bind("bool", unequal(e.widened(x), e.widened(e.zero(x.dtype)))))
     if x.dtype == "bool":
         one = e.constant(np.ones((), target.numpy), to)
         return e.select(x.expr, one, e.zero(to))
@@ -574,7 +578,7 @@ def _to_integer(e: Emitter, x: Operand, target: Dtype) -> Operand:
     # Between MIN - 1 and MIN, truncation gives MIN as saturation does.
     too_small = tirx.LT(value, number(float(limits.min)))
     too_large, too_small = e.bind("bool", too_large), e.bind("bool", too_small)
-    outside = tirx.Or(tirx.Or(too_large, too_small), tirx.NE(value, value))
+    outside = tirx.Or(tirx.Or(too_large, too_small), unequal(value, value))
     inside = e.bind(arithmetic, tirx.Select(outside, number(0.0), value))
     converted = e.cast(target.name, inside)
     saturated = tirx.Select(too_large, e.integer(target.name, int(limits.max)), converted)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 from relu_ops._version import __version__
 from relu_ops.errors import BuildError
@@ -60,3 +62,14 @@ def _first_line_of_version(command: tuple[str, ...]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.partition("\n")[0].strip() or "unknown"
+
+
+@functools.cache
+def source_digest() -> str:
+    """A digest of relu_ops' own sources that decide what is compiled: for developers' caches."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted([*package.glob("*.py"), *package.glob("compiler/*")]):
+        if path.suffix in (".py", ".c", ".h"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
