@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from relu_ops.jit import compile, leaky_relu, relu
     from relu_ops.runtime.dispatch import load
     from relu_ops.runtime.operator import Operator
-    from relu_ops.verify import verify
+    from relu_ops.verification import verify
 
 # Where each public name lives. A name is imported when it is first used, so that importing
 # relu_ops loads no compiler, no onnx and no onnxruntime, and running a bundle never does.
@@ -30,7 +30,7 @@ _HOMES = {
     "leaky_relu": "relu_ops.jit",
     "load": "relu_ops.runtime.dispatch",
     "relu": "relu_ops.jit",
-    "verify": "relu_ops.verify",
+    "verify": "relu_ops.verification",
 }
 _MODULES = ("graphs", "interop")
 

@@ -1,0 +1,1 @@
+"""Times operators side by side: in one process, interleaved, medians over many samples."""

@@ -1,0 +1,321 @@
+"""The command line: one verb a task. Data on stdout, talk on stderr.
+
+Exit code 0: fine; 1: a check failed; 2: bad usage, or nothing usable here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relu_ops import targets
+from relu_ops._version import __version__
+from relu_ops.errors import ArgumentError, ReluOpsError
+from relu_ops.semantics import DTYPES
+
+FINE, CHECK_FAILED, UNUSABLE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    options = _parser().parse_args(arguments)
+    verb: Callable[[argparse.Namespace], int] = options.verb
+    try:
+        return verb(options)
+    except ReluOpsError as error:
+        print(f"relu-ops: {error}", file=sys.stderr)
+        return UNUSABLE
+    except BrokenPipeError:
+        sys.stderr.close()
+        return FINE
+    except KeyboardInterrupt:
+        print("relu-ops: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="relu-ops", description=__doc__.partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"relu-ops {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for name, (run, help_text, options) in _VERBS.items():
+        verb = verbs.add_parser(name, help=help_text, description=help_text)
+        verb.set_defaults(verb=run)
+        for flags, settings in options:
+            verb.add_argument(*flags, **settings)
+    return parser
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _progress(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
+    try:
+        import tqdm
+    except ImportError:
+        return items
+    return tqdm.tqdm(items, total=total, desc=title, disable=None)
+
+
+# ---------------------------------------------------------------------------------------------
+# Verbs
+
+
+def _export(options: argparse.Namespace) -> int:
+    from relu_ops import graphs
+
+    wrong = graphs.export(options.folder, check=options.check)
+    if options.check:
+        for name in wrong:
+            print(name)
+        _say(f"{options.folder}: {len(wrong)} of {len(graphs.MODELS)} files differ")
+        return CHECK_FAILED if wrong else FINE
+    _say(f"{options.folder}: {len(graphs.MODELS)} models")
+    return FINE
+
+
+def _build(options: argparse.Namespace) -> int:
+    from relu_ops import compiler
+
+    digest = compiler.build(options.model, options.target or ["native"], options.output)
+    _say(f"{options.output}: built for {', '.join(options.target or ['native'])}")
+    print(digest)
+    return FINE
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from relu_ops import inspect
+
+    if options.source:
+        target = options.target or targets.native().name
+        print(inspect.source(options.path, target, options.source))
+        return FINE
+    description = inspect.describe(options.path)
+    print(json.dumps(description, indent=1) if options.json else inspect.render(description))
+    return FINE
+
+
+def _run(options: argparse.Namespace) -> int:
+    from relu_ops.runtime import dispatch
+
+    operator = dispatch.load(options.bundle, target=options.target, digest=options.digest)
+    inputs = [_read_array(path, t.dtype) for path, t in zip(options.inputs, operator.inputs, strict=False)]
+    inputs += options.inputs[len(inputs) :]
+    result = operator(*inputs)
+    results = result if isinstance(result, tuple) else (result,)
+    if not options.output:
+        for array in results:
+            print(array)
+        return FINE
+    if len(options.output) != len(results):
+        raise ArgumentError(
+            f"{operator.name} has {len(results)} outputs; --output names {len(options.output)}"
+        )
+    for path, array in zip(options.output, results, strict=True):
+        _write_array(path, array)
+        _say(f"{path}: {array.dtype.name}{list(array.shape)}, by {operator.target}")
+    return FINE
+
+
+def _read_array(path: str, dtype: str) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArgumentError(f"{path}: is not a readable .npy file: {error}") from error
+    if dtype == "bfloat16" and array.dtype == np.dtype("V2"):
+        # The .npy format has no bfloat16: NumPy writes it as two raw bytes.
+        return array.view(DTYPES[dtype].numpy)
+    return array
+
+
+def _write_array(path: str, array: np.ndarray) -> None:
+    try:
+        with Path(path).open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from relu_ops import verification
+
+    report = verification.verify(
+        options.path,
+        target=options.target,
+        exhaustive=options.exhaustive,
+        seed=options.seed,
+        case=options.case,
+        progress=_progress,
+    )
+    print(json.dumps(report.to_dict(), indent=1) if options.json else report)
+    return FINE if report.ok else CHECK_FAILED
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from relu_ops import jit
+    from relu_ops.bench import timing
+    from relu_ops.runtime import dispatch
+
+    if Path(options.path).is_dir():
+        operator = dispatch.load(options.path, target=options.target)
+    else:
+        operator = jit.compile(options.path, options.target or "native")
+    sizes = options.size or list(timing.DEFAULT_SIZES)
+    timings = [
+        one
+        for size in _progress(sizes, len(sizes), operator.name)
+        for one in timing.compare(operator, [size])
+    ]
+    if options.json:
+        record = {
+            "machine": timing.machine(),
+            "operator": operator.name,
+            "target": operator.target.name,
+            "timings": [vars(t) for t in timings],
+        }
+        print(json.dumps(record, indent=1))
+    else:
+        print(timing.table(timings))
+    return FINE
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from relu_ops import jit, plot
+    from relu_ops.runtime import dispatch
+
+    operators = []
+    for path in options.paths:
+        load = dispatch.load if Path(path).is_dir() else jit.compile
+        operators.append((Path(path).name.partition(".")[0], load(path)))
+    plot.plot(
+        operators,
+        options.output,
+        low=options.range[0],
+        high=options.range[1],
+        derivative=not options.no_derivative,
+    )
+    _say(f"{options.output}: {len(operators)} operators over {options.range}")
+    return FINE
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from relu_ops import doctor
+
+    report = doctor.report()
+    print(json.dumps(report, indent=1) if options.json else doctor.render(report))
+    return FINE
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from relu_ops import cache
+
+    if options.action == "clear":
+        _say(f"{cache.directory()}: {cache.clear()} bundles removed")
+        return FINE
+    for entry in cache.entries():
+        print(f"{entry.path.name[:16]}  {entry.size:>9,}  {', '.join(entry.targets):<10}  {entry.operator}")
+    return FINE
+
+
+_Option = tuple[tuple[str, ...], dict[str, Any]]
+
+_JSON: _Option = (("--json",), {"action": "store_true", "help": "print JSON"})
+_TARGET: _Option = (("--target",), {"help": "a target by name, instead of the best that runs here"})
+
+_VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option, ...]]] = {
+    "export": (
+        _export,
+        "write the ONNX models",
+        (
+            (("folder",), {"nargs": "?", "default": "models", "help": "default: models"}),
+            (("--check",), {"action": "store_true", "help": "write nothing; list what differs"}),
+        ),
+    ),
+    "build": (
+        _build,
+        "compile a model into a bundle; prints its digest",
+        (
+            (("model",), {"help": "an .onnx file"}),
+            (
+                ("--target",),
+                {"action": "append", "help": "may be given again; default: native"},
+            ),
+            (("--output",), {"required": True, "help": "the bundle's directory"}),
+        ),
+    ),
+    "inspect": (
+        _inspect,
+        "show a bundle or a model",
+        (
+            (("path",), {"help": "a bundle, or an .onnx file"}),
+            (
+                ("--source",),
+                {"choices": ["tir", "llvm", "assembly", "c"], "help": "show generated code"},
+            ),
+            _TARGET,
+            _JSON,
+        ),
+    ),
+    "run": (
+        _run,
+        "run a bundle on .npy files",
+        (
+            (("bundle",), {"help": "the bundle's directory"}),
+            (("inputs",), {"nargs": "*", "help": "one .npy file per input"}),
+            (("--output",), {"action": "append", "help": "a .npy file per output"}),
+            (("--digest",), {"help": "refuse a bundle with another digest"}),
+            _TARGET,
+        ),
+    ),
+    "verify": (
+        _verify,
+        "check a bundle or a model against every referee, bit for bit",
+        (
+            (("path",), {"help": "a bundle, or an .onnx file"}),
+            (
+                ("--exhaustive",),
+                {"action": "store_true", "help": "check every bit pattern of one input"},
+            ),
+            (("--seed",), {"type": int, "default": 0, "help": "of the random draws"}),
+            (("--case",), {"type": int, "help": "only the case of this number"}),
+            _TARGET,
+            _JSON,
+        ),
+    ),
+    "bench": (
+        _bench,
+        "time a bundle or a model against NumPy and onnxruntime",
+        (
+            (("path",), {"help": "a bundle, or an .onnx file"}),
+            (("--size",), {"action": "append", "type": int, "help": "elements; may be repeated"}),
+            _TARGET,
+            _JSON,
+        ),
+    ),
+    "plot": (
+        _plot,
+        "draw operators of one input, and their derivatives",
+        (
+            (("paths",), {"nargs": "+", "help": "bundles or .onnx files"}),
+            (("--output",), {"required": True, "help": "a .png or .svg file"}),
+            (
+                ("--range",),
+                {"nargs": 2, "type": float, "default": [-10.0, 10.0], "metavar": ("LOW", "HIGH")},
+            ),
+            (("--no-derivative",), {"action": "store_true", "help": "draw the functions alone"}),
+        ),
+    ),
+    "doctor": (_doctor, "say what is installed and what this machine can do", (_JSON,)),
+    "cache": (
+        _cache,
+        "list or clear the compile cache",
+        ((("action",), {"choices": ["list", "clear"]}),),
+    ),
+}
+"""Every verb: what runs it, what it is for, and its options."""
