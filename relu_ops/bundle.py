@@ -23,14 +23,16 @@ from typing import Any
 import msgspec
 
 from relu_ops import targets
-from relu_ops.errors import ArgumentError, BundleError
+from relu_ops.errors import ArgumentError, ArgumentTypeError, BundleError
 from relu_ops.semantics import DTYPES, SEMANTICS_VERSION
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 
-_LARGEST_MANIFEST = 16 * 2**20
+# A manifest has about 3 kB. What a hostile one of this size parses to stays below 64 MiB.
+_LARGEST_MANIFEST = 2**20
+_LARGEST_FILE = 2**31  # protobuf's limit for a model, far above any library
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -114,12 +116,14 @@ class Bundle(msgspec.Struct, frozen=True):
     Attributes:
         path: Where it was read from.
         manifest: What it says of itself.
-        digest: The sha256 of manifest.json, which covers every file by its digest.
+        encoded: The bytes of manifest.json.
+        digest: Their sha256, which covers every file by its digest.
         contents: The bytes of every file, by name.
     """
 
     path: Path
     manifest: Manifest
+    encoded: bytes
     digest: str
     contents: Mapping[str, bytes]
 
@@ -168,8 +172,22 @@ def write(path: str | os.PathLike[str], manifest: Manifest, contents: Mapping[st
 
 
 def is_bundle(path: Path) -> bool:
-    """True for a directory with a manifest."""
-    return path.is_dir() and not path.is_symlink() and (path / MANIFEST).is_file()
+    """True for a directory with a bundle's manifest and nothing that this does not list.
+
+    The files themselves may be missing or damaged: only what could be somebody's other work counts.
+    """
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        manifest = decode(_read_file(directory, MANIFEST, _LARGEST_MANIFEST))
+        _check_nothing_else(directory, manifest)
+    except (BundleError, OSError):
+        return False
+    finally:
+        os.close(directory)
+    return True
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -229,9 +247,14 @@ def read(path: str | os.PathLike[str], digest: str | None = None) -> Bundle:
         digest: The expected sha256 of its manifest, or None to trust the manifest found.
 
     Raises:
+        ArgumentTypeError: The path is no path, or the digest no text.
         BundleError: There is no bundle, or it is not what its manifest (or `digest`) says.
     """
-    shown = os.fspath(path)
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"the bundle's path must be a path (not {type(path).__name__})")
+    if not isinstance(digest, str | None):
+        raise ArgumentTypeError(f"digest must be a text (not {type(digest).__name__})")
+    shown = os.fsdecode(path)
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
@@ -251,7 +274,7 @@ def read(path: str | os.PathLike[str], digest: str | None = None) -> Bundle:
         raise BundleError(f"{shown}: cannot be read: {error.strerror}") from error
     finally:
         os.close(directory)
-    return Bundle(Path(shown), manifest, found, contents)
+    return Bundle(Path(shown), manifest, encoded, found, contents)
 
 
 def _read_file(directory: int, name: str, limit: int) -> bytes:
@@ -261,13 +284,16 @@ def _read_file(directory: int, name: str, limit: int) -> bytes:
         descriptor = os.open(name, flags, dir_fd=directory)
     except OSError as error:
         raise BundleError(f"{name} cannot be opened: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise BundleError(f"{name} must be a regular file with one name, no link or device")
         if status.st_size > limit:
             raise BundleError(f"{name} has {status.st_size} bytes; it must have at most {limit}")
-        return file.read(limit + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(limit + 1)
+    finally:
+        os.close(descriptor)
 
 
 def from_contents(path: str, encoded: bytes, contents: Mapping[str, bytes]) -> Bundle:
@@ -281,7 +307,7 @@ def from_contents(path: str, encoded: bytes, contents: Mapping[str, bytes]) -> B
         raise BundleError(f"{path}: the files are not those that the manifest lists")
     for entry in manifest.files:
         _check_content(entry, contents[entry.path])
-    return Bundle(Path(path), manifest, digest_of(encoded), dict(contents))
+    return Bundle(Path(path), manifest, encoded, digest_of(encoded), dict(contents))
 
 
 def _read_entry(directory: int, entry: File) -> bytes:
@@ -318,6 +344,8 @@ def decode(encoded: bytes) -> Manifest:
         plain = json.loads(
             encoded.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_refuse
         )
+        # What cannot be written again: numbers beyond float64, halves of surrogate pairs.
+        json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST} is not valid JSON: {_shortened(error)}") from error
     version = plain.get("format") if isinstance(plain, dict) else None
@@ -353,6 +381,7 @@ def _refuse(constant: str) -> None:
 
 def _check_manifest(manifest: Manifest) -> None:
     """Check what the types do not say."""
+
     def check(holds: bool, what: str) -> None:
         if not holds:
             raise BundleError(f"{MANIFEST}: {what}")
@@ -379,7 +408,7 @@ def _check_manifest(manifest: Manifest) -> None:
         named = _FILE_NAME.fullmatch(entry.path) and entry.path != MANIFEST
         check(bool(named), f"{_shortened(repr(entry.path))} is not a file name of a bundle")
         check(bool(_DIGEST.fullmatch(entry.sha256)), f"the sha256 of {entry.path} is malformed")
-        check(0 <= entry.size < 2**40, f"the size of {entry.path} is out of range")
+        check(0 <= entry.size < _LARGEST_FILE, f"the size of {entry.path} is out of range")
         check(
             (entry.role, entry.target is None) in (("model", True), ("library", False)),
             f"{entry.path} must be the model or a target's library",

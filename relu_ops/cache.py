@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -32,6 +33,12 @@ DEFAULT_SIZE = 256 * 2**20
 
 _LOCK_SECONDS = 300.0
 
+# What the cache itself writes: nothing else in its directory is listed or removed, in case
+# RELU_OPS_CACHE names a folder that holds other things too.
+_KEY = re.compile(r"[0-9a-f]{64}")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{64}\..+")
+_LOCK_FILE = re.compile(r"[0-9a-f]{64}\.lock")
+
 Make = Callable[[], tuple[Manifest, Mapping[str, bytes]]]
 
 
@@ -47,11 +54,21 @@ class Entry:
 
 
 def directory() -> Path:
-    """Where the cache lies; it need not exist."""
+    """Where the cache lies; it need not exist.
+
+    Raises:
+        CacheError: The user has no home directory, and no other place was named.
+    """
     chosen = os.environ.get(DIRECTORY_VARIABLE)
     if chosen:
         return Path(chosen)
-    return Path(platformdirs.user_cache_dir("relu_ops", appauthor=False))
+    folder = Path(platformdirs.user_cache_dir("relu_ops", appauthor=False))
+    if not folder.is_absolute():
+        raise CacheError(
+            "there is no home directory to keep the compile cache in",
+            f"set {DIRECTORY_VARIABLE} to a directory",
+        )
+    return folder
 
 
 def key_of(model: bytes, target: str, producer: Mapping[str, str]) -> str:
@@ -108,8 +125,6 @@ def _usable_directory() -> Path:
 
 def _read(path: Path) -> Bundle | None:
     """The bundle at a path, or None where there is none that is whole."""
-    if not path.is_dir():
-        return None
     try:
         found = bundles.read(path)
     except BundleError:
@@ -150,7 +165,7 @@ def entries() -> list[Entry]:
     found = []
     folder = directory()
     for path in folder.iterdir() if folder.is_dir() else ():
-        if not bundles.is_bundle(path):
+        if not _KEY.fullmatch(path.name):
             continue
         with contextlib.suppress(OSError, BundleError):
             manifest = bundles.decode((path / bundles.MANIFEST).read_bytes())
@@ -161,13 +176,13 @@ def entries() -> list[Entry]:
 
 
 def clear() -> int:
-    """Remove everything from the cache; return how many bundles there were."""
+    """Remove what the cache wrote, and nothing else; return how many bundles there were."""
     found = entries()
     folder = directory()
     for path in list(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_dir():
+        if _KEY.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
-        elif path.suffix == ".lock":
+        elif _LOCK_FILE.fullmatch(path.name):
             path.unlink(missing_ok=True)
     return len(found)
 
@@ -191,5 +206,5 @@ def _shrink(kept: Path) -> None:
             shutil.rmtree(entry.path, ignore_errors=True)
     a_day_ago = time.time() - 86400
     for path in kept.parent.glob(".*"):
-        if path.is_dir() and path.stat().st_mtime < a_day_ago:
+        if _UNFINISHED.fullmatch(path.name) and path.stat().st_mtime < a_day_ago:
             shutil.rmtree(path, ignore_errors=True)

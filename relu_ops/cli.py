@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -27,13 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     verb: Callable[[argparse.Namespace], int] = options.verb
     try:
-        return verb(options)
-    except ReluOpsError as error:
+        code = verb(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has seen enough. Python flushes once more at exit, into nothing then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+    except (ReluOpsError, OSError) as error:
         print(f"relu-ops: {error}", file=sys.stderr)
         return UNUSABLE
-    except BrokenPipeError:
-        sys.stderr.close()
-        return FINE
     except KeyboardInterrupt:
         print("relu-ops: interrupted", file=sys.stderr)
         return 130
@@ -105,9 +109,9 @@ def _run(options: argparse.Namespace) -> int:
     from relu_ops.runtime import dispatch
 
     operator = dispatch.load(options.bundle, target=options.target, digest=options.digest)
-    inputs = [_read_array(path, t.dtype) for path, t in zip(options.inputs, operator.inputs, strict=False)]
-    inputs += options.inputs[len(inputs) :]
-    result = operator(*inputs)
+    known = zip(options.inputs, operator.inputs, strict=False)  # the operator counts them
+    inputs = [_read_array(path, tensor.dtype) for path, tensor in known]
+    result = operator(*inputs, *options.inputs[len(inputs) :])
     results = result if isinstance(result, tuple) else (result,)
     if not options.output:
         for array in results:
@@ -125,7 +129,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _read_array(path: str, dtype: str) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise ArgumentError(f"{path}: is not a readable .npy file: {error}") from error
     if dtype == "bfloat16" and array.dtype == np.dtype("V2"):
@@ -219,8 +223,16 @@ def _cache(options: argparse.Namespace) -> int:
         _say(f"{cache.directory()}: {cache.clear()} bundles removed")
         return FINE
     for entry in cache.entries():
-        print(f"{entry.path.name[:16]}  {entry.size:>9,}  {', '.join(entry.targets):<10}  {entry.operator}")
+        names = ", ".join(entry.targets)
+        print(f"{entry.path.name[:16]}  {entry.size:>9,}  {names:<10}  {entry.operator}")
     return FINE
+
+
+def _count(text: str) -> int:
+    """Parse a number of elements, for argparse."""
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise argparse.ArgumentTypeError(f"must be a number of elements (not {text!r})")
+    return int(text)
 
 
 _Option = tuple[tuple[str, ...], dict[str, Any]]
@@ -293,7 +305,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
         "time a bundle or a model against NumPy and onnxruntime",
         (
             (("path",), {"help": "a bundle, or an .onnx file"}),
-            (("--size",), {"action": "append", "type": int, "help": "elements; may be repeated"}),
+            (("--size",), {"action": "append", "type": _count, "help": "elements; may be repeated"}),
             _TARGET,
             _JSON,
         ),

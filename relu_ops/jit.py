@@ -61,14 +61,17 @@ def _compiled(identity: bytes, make_model: Any, target: str) -> Operator:
 
 
 @functools.cache
-def _standard(graph: str, dtype: str, arguments: tuple[tuple[str, float], ...]) -> Operator:
-    """A graph of `relu_ops.graphs`, known by its name and arguments."""
+def _standard(graph: str, dtype: str, arguments: str) -> Operator:
+    """A graph of `relu_ops.graphs`, known by its name and arguments, as JSON.
+
+    Text tells 0.0 and -0.0 apart, which Python's dictionaries do not.
+    """
 
     def make_model() -> Any:
         require("onnx", "compile", f"relu_ops.{graph}")
         from relu_ops import graphs
 
-        return graphs.GRAPHS[graph](dtype=dtype, **dict(arguments))
+        return graphs.GRAPHS[graph](dtype=dtype, **json.loads(arguments))
 
     identity = json.dumps([graph, dtype, arguments]).encode()
     return _compiled(identity, make_model, "native")
@@ -89,7 +92,7 @@ def relu(x: Any, out: Any = None) -> Any:
     >>> relu(np.array([-1.5, -0.0, 2.0], dtype=np.float32))
     array([ 0., -0.,  2.], dtype=float32)
     """
-    return _standard("relu", _dtype_of(x, "relu"), ())(x, out=out)
+    return _standard("relu", _dtype_of(x, "relu"), "{}")(x, out=out)
 
 
 def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
@@ -110,9 +113,8 @@ def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
     """
     if not isinstance(alpha, int | float | np.number):
         raise ArgumentTypeError(f"leaky_relu: alpha must be a number (not {type(alpha).__name__})")
-    return _standard("leaky_relu", _dtype_of(x, "leaky_relu"), (("alpha", float(alpha)),))(
-        x, out=out
-    )
+    arguments = json.dumps({"alpha": float(alpha)})
+    return _standard("leaky_relu", _dtype_of(x, "leaky_relu"), arguments)(x, out=out)
 
 
 def _dtype_of(x: Any, what: str) -> str:

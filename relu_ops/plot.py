@@ -46,6 +46,7 @@ _STYLE = {
     "axes.linewidth": 0.6,
     "axes.titlesize": 11,
     "font.size": 10,
+    "legend.edgecolor": "none",
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
     "svg.hashsalt": "relu_ops",  # else the ids in an SVG are random
@@ -64,6 +65,9 @@ _JUMP = 0.05
 _SLOPE_STEPS = 16
 """Slope samples are at least so many steps of the dtype apart, at the end of the range. Both
 ends of a slope are rounded: its error is then about 1/16 of it, even in float16."""
+
+_NOISE = 3
+"""Two slopes of one line differ by up to 2 roundings of it, and a little more in a chain."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +160,10 @@ def companion(operator: Operator) -> Operator | None:
     """
     try:
         require("onnx", "compile", "relu_ops.plot.companion")
-        import onnx
-
         from relu_ops import jit
+        from relu_ops.compiler import frontend
 
-        model = onnx.ModelProto.FromString(operator.bundle.contents[MODEL])
+        model = frontend.read_model(operator.bundle.contents[MODEL])
         made = _derivative_model(model, operator.inputs[0].dtype)
         return None if made is None else jit.compile(made, target=operator.target.name)
     except ReluOpsError:
@@ -173,7 +176,7 @@ def _derivative_model(model: onnx.ModelProto, dtype: str) -> onnx.ModelProto | N
     if len(model.graph.node) != 1:
         return None
     node = model.graph.node[0]
-    if node.domain not in ("", "ai.onnx") or not node.input[0] == model.graph.input[0].name:
+    if node.domain not in ("", "ai.onnx") or node.input[0] != model.graph.input[0].name:
         return None
     if node.op_type == "Relu":
         return graphs.relu_derivative(dtype=dtype)
@@ -244,7 +247,7 @@ def _slope_line(curve: Curve, low: float, high: float, points: int) -> Line:
     y = _evaluate(curve.label, curve.operator, x)
     wide = x.astype(np.float64)
     slope = np.diff(y) / np.diff(wide)
-    noise = 8 * step * np.nanmax(np.abs(y), initial=0.0) / np.diff(wide).min()
+    noise = _NOISE * step * np.nanmax(np.abs(y), initial=0.0) / np.diff(wide).min()
     slope, gaps = _without_chords(slope, noise)
     middles = (wide[1:] + wide[:-1]) / 2
     return Line(
@@ -262,13 +265,16 @@ def _without_chords(slope: np.ndarray, noise: float) -> tuple[np.ndarray, np.nda
     """Blank the chords across kinks and jumps; return also where the line has gaps.
 
     A chord across a kink has a slope that the function has nowhere. It differs from those on
-    both sides of it. The spread leaves out the steepest, which may be chords across jumps.
+    both sides of it, from one of them perhaps by less than a jump. The spread leaves out the
+    steepest, which may be chords across jumps.
     """
     finite = slope[np.isfinite(slope)]
     spread = np.subtract(*np.percentile(finite, [99, 1])) if finite.size else 0.0
-    jumps = np.abs(np.diff(slope)) > max(_JUMP * spread, noise)
+    threshold = max(_JUMP * spread, noise)
+    steps = np.abs(np.diff(slope))
+    jumps, kinks = steps > threshold, steps > threshold / 4
     kept = slope.copy()
-    kept[1:-1][jumps[:-1] & jumps[1:]] = np.nan
+    kept[1:-1][(jumps[:-1] & kinks[1:]) | (kinks[:-1] & jumps[1:])] = np.nan
     return kept, np.flatnonzero(jumps) + 1
 
 
@@ -396,16 +402,13 @@ def draw(
 
     kind, content = _format_of(path), io.BytesIO()
     with matplotlib.style.context(["default", _STYLE]):
-        figure = Figure(figsize=(5.2 * len(panels), 4.2))
+        figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (heading, lines) in zip(all_axes, panels.items(), strict=True):
             _draw_panel(axes, heading, lines)
         if title is not None:
             figure.suptitle(title, parse_math=False)
-        top = 0.91 if title is None else 0.86
-        side = 0.1 / len(panels)
-        figure.subplots_adjust(left=side, right=1 - 0.4 * side, bottom=0.1, top=top, wspace=0.16)
         figure.savefig(content, format=kind, dpi=150, metadata=_METADATA[kind])
     return _write(Path(path), content.getvalue())
 
@@ -420,7 +423,9 @@ def _draw_panel(axes: Axes, heading: str, lines: Sequence[Line]) -> None:
         _draw_line(axes, line, index)
     if axes.get_xlim()[0] < 0 < axes.get_xlim()[1]:
         axes.axvline(0, color="#666666", linewidth=0.6, zorder=1)
-    legend = axes.legend(frameon=False, handlelength=3, loc="best")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(steps=[1, 2, 5, 10])
+    legend = axes.legend(handlelength=3, loc="best")
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -60,7 +60,7 @@ TARGETS: dict[str, Target] = {
 
 CPU_TARGETS = tuple(name for name, row in TARGETS.items() if row.kind == "cpu")
 
-_ONE_ARCHITECTURE = re.compile(r"cuda-sm_(\d{2,3})")
+_ONE_ARCHITECTURE = re.compile(r"cuda-sm_([1-9][0-9]{1,2})")
 
 
 def parse(name: str) -> Target:
@@ -72,7 +72,7 @@ def parse(name: str) -> Target:
     Raises:
         TargetError: There is no such target.
     """
-    if name in TARGETS:
+    if isinstance(name, str) and name in TARGETS:
         return TARGETS[name]
     match = _ONE_ARCHITECTURE.fullmatch(name) if isinstance(name, str) else None
     if match:

@@ -115,6 +115,17 @@ def _from_python(x: Any, spec: Tensor, what: str) -> np.ndarray:
         raise ArgumentError(f"{what}: {error}") from error
 
 
+def is_view_of(view: np.ndarray, given: Any, spec: Tensor) -> bool:
+    """False where what `as_numpy` made of a caller's array is apart from it: a copy.
+
+    Numbers and sequences have no memory to be apart from.
+    """
+    has_memory = isinstance(given, np.ndarray) or is_torch(given) or hasattr(given, "__dlpack__")
+    if not has_memory or view.size == 0:
+        return True
+    return np.may_share_memory(as_numpy(given, spec, ""), view)
+
+
 # ---------------------------------------------------------------------------------------------
 # Shapes
 

@@ -26,10 +26,12 @@ class BoundCall(functools.partial[None]):
     Attributes:
         inputs: The input arrays, as they were passed.
         out: The output, or a tuple of outputs.
+        views: What the call reads and writes, kept alive.
     """
 
     inputs: tuple[Any, ...]
     out: Any
+    views: tuple[np.ndarray, ...]
 
 
 class Operator:
@@ -115,8 +117,8 @@ class Operator:
             ArgumentError: As for a call, or an array would have to be copied.
         """
         views, results, returned = self._adapt(inputs, out)
-        for tensor, given, view in zip(self.inputs, inputs, views, strict=False):
-            if isinstance(given, np.ndarray) and not np.may_share_memory(given, view) and view.size:
+        for tensor, given, view in zip(self.inputs, inputs, views, strict=True):
+            if not arrays.is_view_of(view, given, tensor):
                 raise ArgumentError(
                     f"{self.name}: {tensor.name} cannot be bound as it lies in memory: it would "
                     "have to be copied at every call",
@@ -127,7 +129,7 @@ class Operator:
                 raise ArgumentError(f"{self.name}: out for {tensor.name} is misaligned")
         description = arrays.describe([*views, *results], self._dtypes)
         call = BoundCall(self._library.bind_views(description.ctypes.data))
-        call.inputs, call.out = (*inputs, *views), returned
+        call.inputs, call.out, call.views = inputs, returned, (*views, *results)
         return call
 
     def _careful_call(self, inputs: Sequence[Any], out: Any) -> Any:
@@ -186,8 +188,8 @@ class Operator:
             for b in results[:k]:
                 if np.may_share_memory(a, b):
                     raise ArgumentError(
-                        f"{self.name}: the outputs must not share memory",
-                        "pass arrays that are apart",
+                        f"{self.name}: the outputs must not overlap or interleave in memory",
+                        "pass arrays that lie apart",
                     )
 
     def __repr__(self) -> str:
@@ -211,8 +213,7 @@ class Operator:
 
     def __reduce__(self) -> tuple[Callable[..., Operator], tuple[Any, ...]]:
         held = self.bundle
-        encoded = bundles.encode(held.manifest)
-        return _restored, (str(held.path), encoded, dict(held.contents), self.target.name)
+        return _restored, (str(held.path), held.encoded, dict(held.contents), self.target.name)
 
 
 def _restored(path: str, encoded: bytes, contents: dict[str, bytes], target: str) -> Operator:

@@ -1,0 +1,368 @@
+"""Says what is installed, what this machine can compile and run, and what to install for the rest.
+
+Never raises: a probe that fails is a line of the report. Imports none of the big packages; it
+asks for their versions and leaves them alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MINIMUM_PYTHON = (3, 11)
+
+
+@dataclass(frozen=True)
+class Package:
+    """One row of the table of packages.
+
+    Attributes:
+        name: As pip installs it.
+        module: As it is imported.
+        extra: The extra of relu_ops that installs it; "" for the base.
+        purpose: What it is for.
+    """
+
+    name: str
+    module: str
+    extra: str
+    purpose: str
+
+
+PACKAGES: tuple[Package, ...] = (
+    Package("numpy", "numpy", "", "arrays"),
+    Package("ml_dtypes", "ml_dtypes", "", "bfloat16"),
+    Package("apache-tvm-ffi", "tvm_ffi", "", "calling operators"),
+    Package("msgspec", "msgspec", "", "reading bundles"),
+    Package("filelock", "filelock", "", "the compile cache"),
+    Package("platformdirs", "platformdirs", "", "the compile cache"),
+    Package("onnx", "onnx", "compile", "reading and authoring models"),
+    Package("apache-tvm", "tvm", "compile", "compiling operators"),
+    Package("onnxruntime", "onnxruntime", "verify", "verifying against onnxruntime"),
+    Package("matplotlib", "matplotlib", "plot", "plots"),
+    Package("torch", "torch", "torch", "torch tensors"),
+    Package("jax", "jax", "jax", "jax arrays"),
+)
+"""Every package that relu_ops can use, in the order of the report."""
+
+_ABILITIES = ("run", "compile", "verify", "plot")
+"""What a machine may be able to do, in the order of the report."""
+
+Probe = Callable[[], dict[str, Any]]
+
+
+def report() -> dict[str, Any]:
+    """Look at this installation and this machine.
+
+    Returns:
+        Plain data, for `json.dumps`: "relu_ops", "python", "packages", "machine", "targets",
+        "c_compiler", "cuda" and "cache" say what is there; a probe that failed has "problem" and
+        no more. "can" says for each of run, compile, verify and plot None, or why not; "advice"
+        what to do about that, one line each.
+    """
+    found: dict[str, Any] = {
+        "relu_ops": _guarded(_relu_ops),
+        "python": _guarded(_python),
+        "packages": [_guarded(lambda row=row: _package(row)) for row in PACKAGES],
+        "machine": _guarded(_machine),
+        "targets": _guarded(_targets),
+        "c_compiler": _guarded(_c_compiler),
+        "cuda": _guarded(_cuda),
+        "cache": _guarded(_cache),
+    }
+    found["can"] = {ability: _why_not(ability, found) for ability in _ABILITIES}
+    found["advice"] = list(dict.fromkeys(_advice(found)))
+    return found
+
+
+def _guarded(probe: Probe) -> dict[str, Any]:
+    """What a probe found, or the error that it died of, as its "problem"."""
+    try:
+        return probe()
+    except Exception as error:
+        return {"problem": f"{type(error).__name__}: {error}"}
+
+
+# ---------------------------------------------------------------------------------------------
+# Probes
+
+
+def _relu_ops() -> dict[str, Any]:
+    from relu_ops._version import __version__
+
+    return {"version": __version__, "path": str(Path(__file__).parent)}
+
+
+def _python() -> dict[str, Any]:
+    enough = sys.version_info[:2] >= MINIMUM_PYTHON
+    wanted = ".".join(map(str, MINIMUM_PYTHON))
+    return {
+        "version": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "executable": sys.executable,
+        "problem": None if enough else f"Python must be {wanted} or newer",
+    }
+
+
+def _package(row: Package) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "name": row.name,
+        "extra": row.extra,
+        "purpose": row.purpose,
+        "version": None,
+        "installed": importlib.util.find_spec(row.module) is not None,
+    }
+    # Of another distribution, onnxruntime-gpu say, the module is there and the version is not.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        described["version"] = importlib.metadata.version(row.name)
+    return described
+
+
+def _machine() -> dict[str, Any]:
+    from relu_ops import targets
+
+    machine = targets.this_machine()
+    return {
+        "system": platform.platform(),
+        "architecture": machine.architecture,
+        "cpu": machine.cpu,
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+def _targets() -> dict[str, Any]:
+    from relu_ops import targets
+
+    machine = targets.this_machine()
+    rows = {name: targets.why_not(targets.parse(name), machine) for name in targets.CPU_TARGETS}
+    runnable = [name for name, reason in rows.items() if reason is None]
+    native = targets.choose(runnable, machine).name if runnable else None
+    return {"why_not": rows, "native": native}
+
+
+def _c_compiler() -> dict[str, Any]:
+    from relu_ops.compiler.toolchain import c_compiler, producer
+    from relu_ops.errors import BuildError
+
+    try:
+        command = c_compiler()
+    except BuildError as error:
+        return {"command": None, "version": None, "problem": error.message, "hint": error.hint}
+    found = shutil.which(command[0]) is not None
+    return {
+        "command": command,
+        "version": producer()["c_compiler"] if found else None,
+        "problem": None if found else f"{command[0]} cannot be run",
+    }
+
+
+def _cuda() -> dict[str, Any]:
+    nvcc = next(_nvcc_places(), None)
+    gpus = [_gpu_model(path) for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*"))]
+    return {**_driver(), "gpus": gpus, "nvcc": nvcc, "nvcc_version": _nvcc_version(nvcc)}
+
+
+def _driver() -> dict[str, Any]:
+    """NVIDIA's driver library and the CUDA version that it runs. The GPU is not touched."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return {"driver": None, "driver_problem": str(error)}
+    version = ctypes.c_int(0)
+    code = library.cuDriverGetVersion(ctypes.byref(version))
+    if code != 0:
+        return {"driver": None, "driver_problem": f"cuDriverGetVersion gave error {code}"}
+    major, minor = divmod(version.value, 1000)
+    return {"driver": f"CUDA {major}.{minor // 10}", "driver_problem": None}
+
+
+def _gpu_model(path: Path) -> str:
+    lines = (path / "information").read_text(encoding="utf-8", errors="replace").splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return models[0] if models else path.name
+
+
+def _nvcc_places() -> Iterator[str]:
+    """Every nvcc: on PATH, of a toolkit, and of NVIDIA's wheels."""
+    if path := shutil.which("nvcc"):
+        yield path
+    roots = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
+    folders = [Path(root) for root in roots if root]
+    wheels = importlib.util.find_spec("nvidia")
+    for location in (wheels and wheels.submodule_search_locations) or ():
+        folders += sorted(Path(location).glob("*"))
+    for folder in folders:
+        if (folder / "bin" / "nvcc").is_file():
+            yield str(folder / "bin" / "nvcc")
+
+
+def _nvcc_version(nvcc: str | None) -> str | None:
+    if nvcc is None:
+        return None
+    try:
+        done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return next((line for line in done.stdout.splitlines() if "release" in line), None)
+
+
+def _cache() -> dict[str, Any]:
+    from relu_ops import cache
+    from relu_ops.errors import CacheError
+
+    described: dict[str, Any] = {"path": str(cache.directory()), "limit": cache.size_limit()}
+    try:
+        folder = cache._usable_directory()  # the rule that compiling goes by
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (CacheError, OSError) as error:
+        return {**described, "problem": str(error)}
+    entries = cache.entries()
+    size = sum(entry.size for entry in entries)
+    return {**described, "problem": None, "bundles": len(entries), "size": size}
+
+
+# ---------------------------------------------------------------------------------------------
+# Conclusions
+
+
+def _missing(found: Mapping[str, Any], extra: str) -> list[str]:
+    rows = zip(PACKAGES, found["packages"], strict=True)
+    return [row.name for row, state in rows if row.extra == extra and not state.get("installed")]
+
+
+def _why_not(ability: str, found: Mapping[str, Any]) -> str | None:
+    """The first reason why this installation cannot do something; None where it can."""
+    extra = "" if ability == "run" else ability
+    if missing := _missing(found, extra):
+        return f"not installed: {', '.join(missing)}"
+    if ability == "run":
+        if found["python"].get("problem"):
+            return str(found["python"]["problem"])
+        if not found["targets"].get("native"):
+            return "no target runs on this machine"
+        return None
+    if ability == "compile" and found["c_compiler"].get("problem"):
+        return str(found["c_compiler"]["problem"])
+    needed = {"compile": "run", "verify": "compile", "plot": "run"}[ability]
+    reason = _why_not(needed, found)
+    return None if reason is None else f"cannot {needed}: {reason}"
+
+
+def _advice(found: Mapping[str, Any]) -> Iterator[str]:
+    for ability in _ABILITIES:
+        extra = "" if ability == "run" else ability
+        if _missing(found, extra):
+            package = f"'relu_ops[{extra}]'" if extra else "--upgrade relu_ops"
+            yield f"to {ability}: pip install {package}"
+    if found["python"].get("problem"):
+        yield f"to run: install Python {'.'.join(map(str, MINIMUM_PYTHON))} or newer"
+    if found["c_compiler"].get("problem"):
+        hint = found["c_compiler"].get("hint") or "set CXX to the command of a C++ compiler"
+        yield f"to compile: {hint}"
+    if found["cache"].get("problem"):
+        yield (
+            "to compile once and not in every process: set RELU_OPS_CACHE to a directory that "
+            "only you can write to"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# For people
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Write a report for people.
+
+    Args:
+        report: What `report` returned.
+
+    Returns:
+        Lines without one at the end.
+    """
+    rows = {
+        "relu_ops": [_line(report["relu_ops"], "{version} in {path}")],
+        "python": [_line(report["python"], "{implementation} {version} at {executable}")],
+        "machine": [_line(report["machine"], "{cpu}, {cores} cores, {system}")],
+        "targets": _target_lines(report["targets"]),
+        "compiler": [_compiler_line(report["c_compiler"])],
+        "cuda": _cuda_lines(report["cuda"]),
+        "cache": [_line(report["cache"], "{path}: {bundles} bundles, {size} of {limit} bytes")],
+        "packages": _package_lines(report["packages"]),
+        "it can": [f"{ability}: {why or 'yes'}" for ability, why in _answers(report["can"])],
+        "advice": report["advice"] or ["nothing to install"],
+    }
+    width = max(map(len, rows)) + 2
+    return "\n".join(
+        (heading if index == 0 else "").ljust(width) + line
+        for heading, lines in rows.items()
+        for index, line in enumerate(lines)
+    )
+
+
+def _answers(can: Mapping[str, str | None]) -> list[tuple[str, str | None]]:
+    return [(name, None if why is None else f"no ({why})") for name, why in can.items()]
+
+
+def _line(found: Mapping[str, Any], template: str) -> str:
+    """A probe's line: what it found, what is wrong with it, or both."""
+    problem = found.get("problem")
+    try:
+        shown = template.format(**found)
+    except KeyError:
+        return f"cannot tell: {problem}"
+    return f"{shown} ({problem})" if problem else shown
+
+
+def _target_lines(found: Mapping[str, Any]) -> list[str]:
+    if "why_not" not in found:
+        return [_line(found, "{why_not}")]
+    rows = [
+        f"{name}: {'runs here' if reason is None else f'not here: {reason}'}"
+        for name, reason in found["why_not"].items()
+    ]
+    return [*rows, f"native is {found['native'] or 'none of them'}"]
+
+
+def _compiler_line(found: Mapping[str, Any]) -> str:
+    if found.get("problem"):
+        return str(found["problem"])
+    return f"{' '.join(found['command'])}: {found['version']}"
+
+
+def _cuda_lines(found: Mapping[str, Any]) -> list[str]:
+    if "nvcc" not in found:
+        return [_line(found, "{nvcc}")]
+    driver = found["driver"] or f"not found ({found['driver_problem']})"
+    nvcc = f"{found['nvcc']}: {found['nvcc_version']}" if found["nvcc"] else "not found"
+    gpus = ", ".join(found["gpus"]) or "none found"
+    return [f"driver library: {driver}", f"GPUs: {gpus}", f"nvcc: {nvcc}"]
+
+
+def _package_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    width = max(len(row.name) for row in PACKAGES)
+    return [
+        f"{row.name.ljust(width)}  {_package_state(row, state)}"
+        for row, state in zip(PACKAGES, found, strict=True)
+    ]
+
+
+def _package_state(row: Package, state: Mapping[str, Any]) -> str:
+    if state.get("problem"):
+        return f"cannot tell: {state['problem']}"
+    if state["installed"]:
+        return state["version"] or "installed, version unknown"
+    where = f"relu_ops[{row.extra}]" if row.extra else "relu_ops"
+    return f"not installed ({where}: {row.purpose})"

@@ -1,0 +1,428 @@
+"""Describes a bundle or a model, and shows what it is compiled to.
+
+A description is plain data, for `json.dumps`; `render` writes it for people. Reads a bundle with
+every digest checked and runs none of its code. Nodes need onnx and sources need TVM; without
+them a bundle still says everything that its manifest holds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relu_ops import bundle as bundles
+from relu_ops import targets
+from relu_ops.bundle import Bundle
+from relu_ops.errors import ArgumentError, MissingDependencyError, UnsupportedError, require
+from relu_ops.targets import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+    from relu_ops.compiler.frontend import Model
+
+KINDS: Mapping[str, str] = {"tir": "tir", "llvm": "llvm", "assembly": "assembly", "c": "entry"}
+"""The kinds of `source`, and the field of `codegen.Sources` that holds each: TVM's loops, LLVM
+IR, assembly, and the C tables of the library's entry."""
+
+_SHOWN_VALUES = 8
+"""A tensor with more values than this is shown by its dtype and shape alone."""
+
+_PURPOSE = "relu_ops.inspect"
+
+
+def describe(path_or_model: Model | Bundle) -> dict[str, Any]:
+    """Describe a bundle or an ONNX model.
+
+    Args:
+        path_or_model: A bundle's directory, a `Bundle` (as of `op.bundle`), an .onnx file, the
+            bytes of one, or an `onnx.ModelProto`.
+
+    Returns:
+        Plain data. For both: "kind" ("bundle" or "model"), "path", "operator", "inputs",
+        "outputs", "graph" (None where onnx is not installed), "targets" with whether each runs on
+        this machine, "size" in bytes and "sha256". For a bundle also its versions, files and
+        producer; for a model "in_scope", and "why_not" where it is False.
+
+    Raises:
+        ArgumentError: There is no such file or directory.
+        BundleError: The bundle is damaged.
+        ModelError: The model is not valid ONNX. One that is, and out of scope, is described.
+        MissingDependencyError: A model is asked for, and onnx is not installed.
+    """
+    held = _bundle_at(path_or_model)
+    return _describe_model(path_or_model) if held is None else _describe_bundle(held)
+
+
+def source(path_or_model: Model | Bundle, target: str = "native", kind: str = "tir") -> str:
+    """Show what a model, or the model of a bundle, is compiled to by this installation.
+
+    Args:
+        path_or_model: As for `describe`.
+        target: A CPU target by name; "native" is the best level that this machine runs.
+        kind: One of `KINDS`.
+
+    Returns:
+        The text.
+
+    Raises:
+        ArgumentError: The kind is another, or there is no such file or directory.
+        BundleError: The bundle is damaged.
+        ModelError: The model is not valid ONNX; as `UnsupportedError` if it is, but out of scope.
+        TargetError: The target is not known.
+        MissingDependencyError: onnx or TVM is not installed.
+    """
+    if kind not in KINDS:
+        raise ArgumentError(f"source: kind must be one of {', '.join(KINDS)} (not {kind!r})")
+    chosen = targets.resolve(target)
+    if chosen.kind != "cpu":
+        raise ArgumentError(f"source: target must be one for the CPU (not {chosen})")
+    require("onnx", "compile", f"{_PURPOSE}.source")
+    require("tvm", "compile", f"{_PURPOSE}.source")
+    from relu_ops.compiler import codegen, frontend
+
+    held = _bundle_at(path_or_model)
+    graph = frontend.import_model(path_or_model if held is None else held.contents[bundles.MODEL])
+    text: str = getattr(codegen.sources_x86(graph, chosen), KINDS[kind])
+    return text
+
+
+def _bundle_at(path_or_model: Model | Bundle) -> Bundle | None:
+    """The bundle, or None where a model is meant."""
+    if isinstance(path_or_model, Bundle):
+        return path_or_model
+    if not isinstance(path_or_model, str | os.PathLike):
+        return None
+    if os.path.isdir(path_or_model):
+        return bundles.read(path_or_model)
+    if not os.path.isfile(path_or_model):
+        raise ArgumentError(
+            f"{os.fspath(path_or_model)}: there is no such file or directory",
+            "pass the directory of a bundle or an .onnx file",
+        )
+    return None
+
+
+# ---------------------------------------------------------------------------------------------
+# Bundles
+
+
+def _describe_bundle(held: Bundle) -> dict[str, Any]:
+    manifest = held.manifest
+    graph, missing = _graph_of(held.contents[bundles.MODEL])
+    return {
+        "kind": "bundle",
+        "path": str(held.path),
+        "operator": manifest.operator,
+        "sha256": held.digest,
+        "size": sum(entry.size for entry in manifest.files) + len(bundles.encode(manifest)),
+        "format": manifest.format,
+        "semantics": manifest.semantics,
+        "tvm_ffi_abi": manifest.tvm_ffi_abi,
+        "inputs": [_tensor(t.name, t.dtype, t.shape) for t in manifest.inputs],
+        "outputs": [_tensor(t.name, t.dtype, t.shape) for t in manifest.outputs],
+        "graph": graph,
+        "graph_missing": missing,
+        "targets": [_target(targets.parse(name)) for name in manifest.targets],
+        "files": [
+            {
+                "path": entry.path,
+                "role": entry.role,
+                "target": entry.target,
+                "size": entry.size,
+                "sha256": entry.sha256,
+                "requires": dict(entry.requires),
+            }
+            for entry in manifest.files
+        ],
+        "producer": dict(manifest.producer),
+    }
+
+
+def _target(target: Target) -> dict[str, Any]:
+    reason = targets.why_not(target, targets.this_machine())
+    return {"name": target.name, "runs_here": reason is None, "why_not": reason}
+
+
+def _tensor(name: str, dtype: str, shape: Sequence[Any] | None) -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": None if shape is None else list(shape)}
+
+
+def _graph_of(model: bytes) -> tuple[dict[str, Any] | None, str | None]:
+    """The graph of a model file, or None and the reason why it cannot be shown."""
+    try:
+        require("onnx", "compile", "showing the graph")
+    except MissingDependencyError as error:
+        return None, str(error)
+    from relu_ops.compiler import frontend
+
+    return _graph(frontend.read_model(model)), None
+
+
+# ---------------------------------------------------------------------------------------------
+# Models
+
+
+def _describe_model(model: Model) -> dict[str, Any]:
+    require("onnx", "compile", f"{_PURPOSE}.describe of a model")
+    from relu_ops.compiler import frontend
+
+    proto = frontend.read_model(model)
+    content = proto.SerializeToString(deterministic=True)
+    try:
+        frontend.import_model(proto)
+        why_not = None
+    except UnsupportedError as error:
+        why_not = str(error)
+    path = Path(model) if isinstance(model, str | os.PathLike) else None
+    return {
+        "kind": "model",
+        "path": None if path is None else str(path),
+        "operator": proto.graph.name,
+        "sha256": bundles.digest_of(content if path is None else path.read_bytes()),
+        "size": len(content) if path is None else path.stat().st_size,
+        "in_scope": why_not is None,
+        "why_not": why_not,
+        "inputs": [_value(value) for value in _true_inputs(proto.graph)],
+        "outputs": [_value(value) for value in proto.graph.output],
+        "graph": _graph(proto),
+        "targets": [_target(targets.parse(name)) for name in targets.CPU_TARGETS],
+        "producer": _producer(proto),
+    }
+
+
+def _true_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Before IR version 4 every initializer stood among the inputs too."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in constants]
+
+
+def _producer(proto: onnx.ModelProto) -> dict[str, str]:
+    name = proto.producer_name
+    return {name: proto.producer_version} if name else {}
+
+
+def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return _tensor(value.name, kind or "unknown", None)
+    tensor = value.type.tensor_type
+    shape = [_dim(dim) for dim in tensor.shape.dim] if tensor.HasField("shape") else None
+    return _tensor(value.name, _dtype(tensor.elem_type), shape)
+
+
+def _dim(dim: Any) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None
+
+
+def _dtype(element_type: int) -> str:
+    from onnx import TensorProto
+
+    if element_type not in TensorProto.DataType.values():
+        return f"type {element_type}"
+    name: str = TensorProto.DataType.Name(element_type).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def _graph(proto: onnx.ModelProto) -> dict[str, Any]:
+    return {
+        "name": proto.graph.name,
+        "doc": proto.graph.doc_string or proto.doc_string,
+        "ir_version": proto.ir_version,
+        "opsets": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        "metadata": {entry.key: entry.value for entry in proto.metadata_props},
+        "nodes": [_node(node) for node in proto.graph.node],
+        "constants": [_constant(tensor) for tensor in proto.graph.initializer],
+    }
+
+
+def _node(node: onnx.NodeProto) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "operator": node.op_type,
+        "domain": node.domain or "ai.onnx",
+        "inputs": list(node.input),
+        "outputs": list(node.output),
+        "attributes": {attribute.name: _attribute(attribute) for attribute in node.attribute},
+    }
+
+
+def _constant(tensor: onnx.TensorProto) -> dict[str, Any]:
+    shape = [int(dim) for dim in tensor.dims]
+    described = _tensor(tensor.name, _dtype(tensor.data_type), shape)
+    if math.prod(shape) <= _SHOWN_VALUES:
+        described["values"] = _values(tensor)
+    return described
+
+
+def _values(tensor: onnx.TensorProto) -> list[Any] | None:
+    from onnx import numpy_helper
+
+    try:
+        return [_plain(element) for element in numpy_helper.to_array(tensor).reshape(-1)]
+    except (ValueError, TypeError):  # a dtype that NumPy or JSON does not have
+        return None
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    """An attribute as plain data: a graph or the like by its kind alone."""
+    from onnx import AttributeProto, helper
+
+    if attribute.type == AttributeProto.TENSOR:
+        return _constant(attribute.t)
+    if attribute.type not in _PLAIN_ATTRIBUTES:
+        return f"<{AttributeProto.AttributeType.Name(attribute.type).lower()}>"
+    value = helper.get_attribute_value(attribute)
+    if _is_float(attribute):
+        import numpy as np
+
+        value = [np.float32(v) for v in value] if _is_list(value) else np.float32(value)
+    return [_plain(v) for v in value] if _is_list(value) else _plain(value)
+
+
+# onnx.AttributeProto's FLOAT, INT, STRING, FLOATS, INTS and STRINGS, whose numbers ONNX fixes.
+_PLAIN_ATTRIBUTES = (1, 2, 3, 6, 7, 8)
+
+
+def _is_float(attribute: onnx.AttributeProto) -> bool:
+    return attribute.type in (1, 6)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, bytes | str)
+
+
+def _plain(value: Any) -> Any:
+    """A number or string as JSON has it; a float as it is written shortest in its own type."""
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, str | bool | int):
+        return value
+    if getattr(value, "dtype", None) is not None and value.dtype.kind in "biu":
+        return value.item()
+    number = float(str(value))
+    return number if math.isfinite(number) else str(number)
+
+
+# ---------------------------------------------------------------------------------------------
+# For people
+
+
+def render(description: Mapping[str, Any]) -> str:
+    """Write a description for people.
+
+    Args:
+        description: What `describe` returned.
+
+    Returns:
+        Lines without one at the end. Control characters in names are escaped.
+    """
+    lines = _headline(description)
+    for section in ("inputs", "outputs"):
+        lines += ["", section, *(f"  {_show_tensor(t)}" for t in description[section])]
+    lines += ["", *_show_graph(description), "", *_show_targets(description)]
+    if description["kind"] == "bundle":
+        lines += ["", "files", *_table(_file_rows(description))]
+    if description["producer"]:
+        rows = [(name, version) for name, version in description["producer"].items()]
+        lines += ["", "made by", *_table(rows)]
+    return "\n".join(_clean(line).rstrip() for line in lines)
+
+
+def _headline(description: Mapping[str, Any]) -> list[str]:
+    rows = [("size", _bytes(description["size"])), ("sha256", description["sha256"])]
+    if description["kind"] == "bundle":
+        versions = "format {format}, semantics {semantics}, tvm-ffi ABI {tvm_ffi_abi}"
+        rows.append(("versions", versions.format(**description)))
+    else:
+        rows.append(("in scope", "yes" if description["in_scope"] else "no"))
+    title = f"{description['kind']} {description['operator'] or 'without a name'}"
+    if description["path"] is not None:
+        title += f" in {description['path']}"
+    lines = [title, *_table(rows)]
+    if description.get("why_not"):
+        lines += [f"    {line}" for line in description["why_not"].splitlines()]
+    return lines
+
+
+def _show_tensor(tensor: Mapping[str, Any]) -> str:
+    return f"{tensor['name']}: {tensor['dtype']}{_show_shape(tensor['shape'])}"
+
+
+def _show_shape(shape: Sequence[Any] | None) -> str:
+    if shape is None:
+        return "[...]"
+    return f"[{', '.join('?' if dim is None else str(dim) for dim in shape)}]"
+
+
+def _show_graph(description: Mapping[str, Any]) -> list[str]:
+    graph = description["graph"]
+    if graph is None:
+        return ["graph", *(f"  {line}" for line in description["graph_missing"].splitlines())]
+    opsets = ", ".join(f"{domain} {version}" for domain, version in graph["opsets"].items())
+    heading = f"graph (opset {opsets}, IR version {graph['ir_version']})"
+    doc = [f"  # {line}" for line in graph["doc"].splitlines()]
+    constants = [f"  {_show_constant(constant)}" for constant in graph["constants"]]
+    return [heading, *doc, *constants, *(f"  {_show_node(node)}" for node in graph["nodes"])]
+
+
+def _show_constant(constant: Mapping[str, Any]) -> str:
+    values = constant.get("values")
+    shown = "" if values is None else f" = {values[0] if not constant['shape'] else values}"
+    return f"{constant['name']}: {constant['dtype']}{_show_shape(constant['shape'])}{shown}"
+
+
+def _show_node(node: Mapping[str, Any]) -> str:
+    domain = "" if node["domain"] == "ai.onnx" else f"{node['domain']}."
+    arguments = [name or "-" for name in node["inputs"]]
+    arguments += [f"{name}={_show_value(value)}" for name, value in node["attributes"].items()]
+    return f"{', '.join(node['outputs'])} = {domain}{node['operator']}({', '.join(arguments)})"
+
+
+def _show_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return _show_constant(value).removeprefix(f"{value['name']}: ")
+    return str(value)
+
+
+def _show_targets(description: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (target["name"], "runs here" if target["runs_here"] else f"not here: {target['why_not']}")
+        for target in description["targets"]
+    ]
+    heading = "targets" if description["kind"] == "bundle" else "targets it can be built for"
+    return [heading, *_table(rows)]
+
+
+def _file_rows(description: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (entry["path"], entry["role"], _bytes(entry["size"]), f"sha256 {entry['sha256']}")
+        for entry in description["files"]
+    ]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows with their columns aligned, indented by two."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+
+
+def _bytes(count: int) -> str:
+    """A number of bytes, in KB of 1000 from 10,000 on.
+
+    >>> _bytes(9999), _bytes(12345)
+    ('9999 bytes', '12.3 KB')
+    """
+    return f"{count} bytes" if count < 10_000 else f"{count / 1000:.1f} KB"
+
+
+def _clean(line: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

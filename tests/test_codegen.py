@@ -1,0 +1,126 @@
+"""What is in a library: read the assembly before believing in a schedule."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from relu_ops import compiler, graphs, targets
+from relu_ops.compiler import codegen, frontend, schedule_x86
+from relu_ops.errors import BuildError
+
+REGISTERS = {"x86-64-v2": "xmm", "x86-64-v3": "ymm", "x86-64-v4": "zmm"}
+
+
+def assembly(graph: str, target: str, **arguments: object) -> str:
+    model = graphs.GRAPHS[graph](**arguments)
+    return codegen.sources_x86(frontend.import_model(model), targets.parse(target)).assembly
+
+
+def body_of(function: str, text: str) -> str:
+    """The instructions of one function of an assembly text."""
+    start = text.index(f"\n{function}:")
+    return text[start : text.index(".Lfunc_end", start)]
+
+
+@pytest.mark.parametrize("target", REGISTERS)
+@pytest.mark.parametrize("graph", ["relu", "leaky_relu", "add_relu", "scale_bias_leaky_relu"])
+def test_main_loop_uses_the_whole_register(graph: str, target: str) -> None:
+    body = body_of("tile_0", assembly(graph, target))
+    register = REGISTERS[target]
+    assert re.search(rf"mov[au]ps\s+%{register}\d+, [^%]*\(%r", body), "no full-width store"
+
+
+@pytest.mark.parametrize("target", REGISTERS)
+def test_no_wider_register_than_the_level_has(target: str) -> None:
+    width = {"xmm": 0, "ymm": 1, "zmm": 2}
+    for graph in graphs.GRAPHS:
+        found = set(re.findall(r"%([xyz]mm)\d", assembly(graph, target)))
+        assert max((width[r] for r in found), default=0) <= width[REGISTERS[target]], graph
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("graph", ["scale_bias_relu", "scale_bias_leaky_relu"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_no_product_is_fused_with_a_sum(graph: str, target: str, dtype: str) -> None:
+    text = assembly(graph, target, dtype=dtype)
+    assert "vmul" in text
+    assert not re.search(r"vf(n)?m(add|sub)", text)
+
+
+def test_relu_of_narrow_floats_converts_nothing() -> None:
+    for dtype in ("float16", "bfloat16"):
+        body = body_of("tile_0", assembly("relu", "x86-64-v4", dtype=dtype))
+        assert "vcvt" not in body
+        assert "zmm" in body
+
+
+def test_one_graph_is_one_pass() -> None:
+    """Every input is loaded once and every output stored once per vector: no intermediate."""
+    graph = frontend.import_model(graphs.scale_bias_leaky_relu(alpha=0.1))
+    kernel = schedule_x86.schedule(graph, targets.parse("x86-64-v4"))[0]
+    assert len(kernel.patterns) == len(graph.inputs) + len(graph.outputs)
+
+
+def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(BuildError, match="needs a C or C\\+\\+ compiler .* none was found"):
+        compiler.make(graphs.relu(), ["x86-64-v2"])
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(BuildError, match="failed with exit code 1"):
+        compiler.make(graphs.relu(), ["x86-64-v2"])
+
+
+def test_a_long_chain_compiles_in_time_linear_in_its_length() -> None:
+    """A chain in which every value is used twice: nothing may walk it as a tree."""
+    from onnx import helper
+
+    nodes = [helper.make_node("Mul", ["x0", "x0"], ["x1"])]
+    nodes += [helper.make_node("Add", [f"x{k}", f"x{k}"], [f"x{k + 1}"]) for k in range(1, 60)]
+    info = [helper.make_tensor_value_info(n, 10, None) for n in ("x0", "x60")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "chain", info[:1], info[1:]),
+        opset_imports=[helper.make_opsetid("", 18)],
+    )
+    manifest, contents = compiler.make(model, ["x86-64-v2"])
+    assert len(contents["x86-64-v2.so"]) < 400_000
+    assert manifest.operator == "chain"
+
+
+def test_constants_lie_in_the_library_once() -> None:
+    from onnx import helper, numpy_helper
+
+    scale = np.arange(512, dtype=np.float32)
+    nodes = [
+        helper.make_node("Mul", ["x", "scale"], ["t"]),
+        helper.make_node("Add", ["t", "scale"], ["y"]),
+    ]
+    info = [helper.make_tensor_value_info(n, 1, ["N", 512]) for n in "xy"]
+    graph = helper.make_graph(
+        nodes, "g", info[:1], info[1:], [numpy_helper.from_array(scale, "scale")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    _, contents = compiler.make(model, ["x86-64-v3"])
+    assert contents["x86-64-v3.so"].count(scale.tobytes()) == 1
+
+
+def test_library_exports_its_functions_and_no_more(tmp_path: object) -> None:
+    from pathlib import Path
+
+    _, contents = compiler.make(graphs.relu(), ["x86-64-v2"])
+    path = Path(str(tmp_path)) / "x.so"
+    path.write_bytes(contents["x86-64-v2.so"])
+    listing = subprocess.run(
+        ["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True
+    ).stdout
+    names = {line.split()[-1].partition("@")[0] for line in listing.splitlines()}
+    expected = {"call", "bind", "call_views", "bind_views"}
+    assert names == {f"__tvm_ffi_{name}" for name in expected}

@@ -1,0 +1,220 @@
+"""What the importer refuses, and in which words; what it folds and normalises."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from relu_ops import graphs, reference
+from relu_ops.compiler.frontend import import_model
+from relu_ops.errors import ArgumentTypeError, ModelError, UnsupportedError
+
+FLOAT = TensorProto.FLOAT
+
+
+def value(name: str, dtype: int = FLOAT, shape: object = None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    opset: int = 18,
+    initializers: tuple[TensorProto, ...] = (),
+) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(initializers))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def refusal(bad: object) -> str:
+    with pytest.raises(ModelError) as caught:
+        import_model(bad)
+    return str(caught.value)
+
+
+def test_an_operator_outside_the_scope_is_named() -> None:
+    node = helper.make_node("Exp", ["x"], ["y"], name="boom")
+    with pytest.raises(UnsupportedError) as caught:
+        import_model(model([node], [value("x")], [value("y")]))
+    first, hint = str(caught.value).split("\n")
+    assert first == "node 'boom': operator Exp of domain ai.onnx, version 18, is not supported"
+    assert hint.startswith("hint: supported operators: Relu, LeakyRelu, PRelu")
+
+
+def test_a_foreign_domain_is_named() -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], domain="com.example")
+    bad = model([node], [value("x")], [value("y")])
+    bad.opset_import.append(helper.make_opsetid("com.example", 3))
+    expected = "node of output ['y']: operator Relu of domain com.example, version 3, is not"
+    assert refusal(bad).startswith(expected)
+
+
+@pytest.mark.parametrize("opset", [1, 5, 10_000])
+def test_an_opset_out_of_range_is_refused(opset: int) -> None:
+    bad = model([helper.make_node("Relu", ["x"], ["y"])], [value("x")], [value("y")], opset)
+    newest = onnx.defs.onnx_opset_version()
+    assert refusal(bad).startswith(f"the model's opset is {opset}; it must be 6 to {newest}")
+
+
+def test_a_dtype_that_onnx_does_not_allow_is_refused() -> None:
+    bad = model(
+        [helper.make_node("LeakyRelu", ["x"], ["y"])],
+        [value("x", TensorProto.INT32)],
+        [value("y", TensorProto.INT32)],
+    )
+    assert "int32" in refusal(bad)
+
+
+def test_an_unsupported_dtype_is_refused_with_the_list() -> None:
+    bad = model(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [value("x", TensorProto.STRING)],
+        [value("y", TensorProto.STRING)],
+    )
+    expected = "'x' has dtype string\nhint: supported dtypes: float16, bfloat16, float32"
+    assert refusal(bad).startswith(expected)
+
+
+def test_operands_of_different_dtypes_are_refused() -> None:
+    bad = model(
+        [helper.make_node("Add", ["a", "b"], ["y"])],
+        [value("a"), value("b", TensorProto.DOUBLE)],
+        [value("y")],
+    )
+    assert re.search("float64|double|type", refusal(bad))
+
+
+def test_a_cycle_is_refused() -> None:
+    nodes = [helper.make_node("Relu", ["b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
+    assert "not valid ONNX" in refusal(model(nodes, [value("x")], [value("b")]))
+
+
+def test_an_output_that_nothing_computes_is_refused() -> None:
+    bad = model([helper.make_node("Relu", ["x"], ["y"])], [value("x")], [value("z")])
+    assert "z" in refusal(bad)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x08"])
+def test_bytes_that_are_no_model_are_refused(content: bytes) -> None:
+    assert "is not an ONNX model" in refusal(content)
+
+
+def test_every_truncation_is_refused_or_a_model() -> None:
+    content = graphs.serialize(graphs.leaky_relu())
+    for end in range(len(content)):
+        try:
+            import_model(content[:end])
+        except ModelError:
+            continue
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "missing.onnx"
+    assert refusal(path) == f"{path}: cannot be read: No such file or directory"
+
+
+def test_something_that_is_no_model() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"^model must be a path, bytes or .* \(not int\)$"):
+        import_model(3)
+
+
+def external(location: str) -> onnx.ModelProto:
+    tensor = TensorProto(name="w", data_type=FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    return model(nodes, [value("x", shape=["N", 2])], [value("y", shape=["N", 2])], 18, (tensor,))
+
+
+def test_external_data_inside_the_folder_is_read(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(np.float32([1, 2]).tobytes())
+    path = tmp_path / "m.onnx"
+    path.write_bytes(external("w.bin").SerializeToString())
+    graph = import_model(path)
+    assert reference.evaluate(graph, [np.zeros((1, 2), np.float32)])[0].tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/etc/passwd", "a/../../w.bin", "", "link.bin"])
+def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
+    (tmp_path / "w.bin").write_bytes(b"\0" * 8)
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    (folder / "link.bin").symlink_to(tmp_path / "w.bin")
+    path = folder / "m.onnx"
+    path.write_bytes(external(location).SerializeToString())
+    assert "lies outside the model's folder" in refusal(path)
+
+
+def test_external_data_needs_a_path() -> None:
+    assert "was not given as a path" in refusal(external("w.bin").SerializeToString())
+
+
+def test_a_rank_above_eight_is_refused() -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    bad = model(nodes, [value("x", shape=[1] * 9)], [value("y", shape=[1] * 9)])
+    assert "'x' has rank 9; it must be at most 8" in refusal(bad)
+
+
+def test_shapes_that_cannot_broadcast_are_refused() -> None:
+    nodes = [helper.make_node("Add", ["a", "b"], ["y"])]
+    assert refusal(model(nodes, [value("a", shape=[2]), value("b", shape=[3])], [value("y")]))
+
+
+def test_a_slope_larger_than_its_input_is_refused() -> None:
+    slope = numpy_helper.from_array(np.ones((2, 3), np.float32), "slope")
+    nodes = [helper.make_node("PRelu", ["x", "slope"], ["y"])]
+    x = numpy_helper.from_array(np.ones(3, np.float32), "x")
+    assert refusal(model(nodes, [], [value("y", shape=[3])], 18, (slope, x)))
+
+
+def test_constants_are_folded() -> None:
+    one = numpy_helper.from_array(np.ones(4, np.float32), "one")
+    nodes = [
+        helper.make_node("Neg", ["one"], ["minus"]),
+        helper.make_node("Add", ["x", "minus"], ["y"]),
+    ]
+    graph = import_model(
+        model(nodes, [value("x", shape=["N", 4])], [value("y", shape=["N", 4])], 18, (one,))
+    )
+    assert [graph.values[k].operator for k in graph.live_values()].count("Neg") == 0
+    assert reference.evaluate(graph, [np.zeros((2, 4), np.float32)])[0].tolist() == [[-1] * 4] * 2
+
+
+def test_prelu_at_opset_six_lies_along_channels() -> None:
+    nodes = [helper.make_node("PRelu", ["x", "slope"], ["y"])]
+    shape = ["N", 3, 2, 2]
+    graph = import_model(
+        model(nodes, [value("x", shape=shape), value("slope", shape=[3])], [value("y", shape=shape)], 6)
+    )
+    x = np.full((1, 3, 2, 2), -1, np.float32)
+    (y,) = reference.evaluate(graph, [x, np.float32([1, 2, 3])])
+    assert y[0, :, 0, 0].tolist() == [-1, -2, -3]
+
+
+def test_legacy_broadcast_with_an_axis() -> None:
+    node = helper.make_node("Add", ["a", "b"], ["y"], broadcast=1, axis=1)
+    graph = import_model(
+        model([node], [value("a", shape=[2, 3, 4]), value("b", shape=[3])], [value("y", shape=[2, 3, 4])], 6)
+    )
+    (y,) = reference.evaluate(graph, [np.zeros((2, 3, 4), np.float32), np.float32([1, 2, 3])])
+    assert y[0, :, 0].tolist() == [1, 2, 3]
+
+
+def test_local_functions_are_inlined() -> None:
+    function = helper.make_function(
+        "local", "Double", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])],
+        [helper.make_opsetid("", 18)],
+    )
+    good = model(
+        [helper.make_node("Double", ["x"], ["y"], domain="local")],
+        [value("x", shape=["N"])], [value("y", shape=["N"])],
+    )
+    good.functions.append(function)
+    good.opset_import.append(helper.make_opsetid("local", 1))
+    (y,) = reference.evaluate(import_model(good), [np.float32([1, 2])])
+    assert y.tolist() == [2, 4]

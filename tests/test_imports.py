@@ -1,0 +1,125 @@
+"""The import table, as data: who may import what. And that the run path holds to it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "relu_ops"
+
+HEAVY = {"tvm", "onnx", "onnxruntime", "torch", "matplotlib"}
+
+# Heavy packages that a module may import at all, and those it may import at its top.
+ALLOWED: dict[str, tuple[set[str], set[str]]] = {
+    "graphs": ({"onnx"}, {"onnx"}),
+    "compiler.frontend": ({"onnx"}, {"onnx"}),
+    "compiler.legalize": ({"tvm"}, {"tvm"}),
+    "compiler.schedule_x86": ({"tvm"}, {"tvm"}),
+    "compiler.codegen": ({"tvm"}, {"tvm"}),
+    "interop.onnx_backend": ({"onnx"}, {"onnx"}),
+    "verification": ({"onnx", "onnxruntime"}, set()),
+    "bench.timing": ({"onnxruntime"}, set()),
+    "inspect": ({"onnx"}, set()),
+    "plot": ({"matplotlib", "onnx"}, set()),
+}
+
+# Modules of the lower layers, and what of relu_ops they may import.
+LAYERS: dict[str, set[str]] = {
+    "errors": set(),
+    "semantics": set(),
+    "ir": set(),
+    "targets": {"errors"},
+    "reference": {"ir", "semantics"},
+    "graphs": {"errors", "semantics"},
+    "bundle": {"errors", "semantics", "targets"},
+    "runtime.library": {"bundle", "errors"},
+    "runtime.arrays": {"ir", "bundle", "errors", "semantics"},
+    "runtime.operator": {"bundle", "errors", "semantics", "targets", "runtime"},
+    "runtime.dispatch": {"bundle", "errors", "targets", "runtime"},
+    "cache": {"bundle", "errors"},
+    "compiler.frontend": {"ir", "reference", "errors", "semantics"},
+    "compiler.legalize": {"ir", "semantics"},
+    "compiler.schedule_x86": {"ir", "compiler", "targets"},
+    "compiler.codegen": {"ir", "compiler", "errors", "semantics", "targets"},
+    "compiler.toolchain": {"errors", "_version"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts)
+
+
+MODULES = {module_name(p): p for p in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path, *, top: bool) -> set[str]:
+    """Dotted names that a module imports; only outside functions where `top`."""
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        elif top and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        pending += ast.iter_child_nodes(node)
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_heavy_packages_stay_where_the_table_has_them(name: str) -> None:
+    anywhere, at_top = ALLOWED.get(name, (set(), set()))
+    for top, allowed in ((False, anywhere), (True, at_top)):
+        found = {i.partition(".")[0] for i in imports(MODULES[name], top=top)} & HEAVY
+        assert found <= allowed, f"{name} imports {found - allowed}"
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_import_downwards(name: str) -> None:
+    own = {i for i in imports(MODULES[name], top=False) if i.startswith("relu_ops.")}
+    layers = {i.split(".")[1] for i in own} - {name.split(".")[0]} | {
+        "compiler" for i in own if i.startswith("relu_ops.compiler") and "compiler" not in name
+    }
+    assert layers <= LAYERS[name] | {name.split(".")[0]}, f"{name} imports {layers}"
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint(*{{m.partition('.')[0] for m in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert not loaded_after("import relu_ops") & (HEAVY | {"tvm_ffi", "numpy"})
+
+
+def test_running_a_bundle_loads_nothing_heavy(tmp_path: Path) -> None:
+    from relu_ops import compiler, graphs
+
+    compiler.build(graphs.relu(), ["native"], tmp_path / "relu.bundle")
+    code = f"""
+import numpy as np, relu_ops
+op = relu_ops.load({str(tmp_path / "relu.bundle")!r})
+assert op(np.float32([-1, 2])).tolist() == [0, 2]
+assert op(np.ones((2, 3), np.float32)[:, ::2], out=None).shape == (2, 2)
+"""
+    loaded = loaded_after(code)
+    assert "tvm_ffi" in loaded
+    assert not loaded & HEAVY
+
+
+def test_a_warm_cache_answers_relu_without_onnx_and_tvm() -> None:
+    code = "import relu_ops; relu_ops.relu([1.0])"
+    loaded_after(code)
+    assert not loaded_after(code) & HEAVY

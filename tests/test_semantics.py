@@ -1,0 +1,203 @@
+"""The table, row by row: reference, lowering and documentation agree, on every target.
+
+Where is NaN decided? In the row. Who says so? `semantics.OPERATORS`. Which test proves it? This
+one: every primitive of the table on every special value.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from relu_ops import bundle as bundles
+from relu_ops import compiler, graphs, reference, semantics, targets
+from relu_ops.compiler import frontend, legalize
+from relu_ops.runtime import dispatch
+from relu_ops.runtime.operator import Operator
+from relu_ops.semantics import DTYPES, OPERATORS, PRIMITIVES
+from relu_ops.verification import same, special_values
+
+SLOPES = (0, 0.001, -0.001, 0.01, -0.01, 0.1, 0.25, 0.3, 0.5, 1, 1.3, 2, -1, -0.25, 6e-8)
+NARROW = ("float16", "bfloat16")
+HERE = [
+    name
+    for name in targets.CPU_TARGETS
+    if targets.why_not(targets.parse(name), targets.this_machine()) is None
+]
+
+
+def operators_of(model: object) -> dict[str, Operator]:
+    manifest, contents = compiler.make(model, HERE)
+    bundle = bundles.from_contents("memory", bundles.encode(manifest), contents)
+    return {name: dispatch.operator_of(bundle, target=name) for name in HERE}
+
+
+def every_pattern(dtype: str) -> np.ndarray:
+    return np.arange(1 << 16, dtype=np.uint16).view(DTYPES[dtype].numpy)
+
+
+def assert_same(ours: np.ndarray, theirs: np.ndarray, what: str) -> None:
+    wrong = ~same(ours, theirs)
+    assert not wrong.any(), f"{what}: {wrong.sum()} of {wrong.size} differ"
+
+
+def test_some_target_runs_here() -> None:
+    assert HERE
+
+
+def test_every_primitive_has_a_reference_and_a_lowering() -> None:
+    assert set(reference.FUNCTIONS) == set(legalize.RULES) == set(PRIMITIVES)
+
+
+def test_every_operator_has_a_handler_in_the_frontend() -> None:
+    assert set(frontend._HANDLERS) == set(OPERATORS)
+
+
+def test_the_documentation_is_generated_from_the_table() -> None:
+    script = Path(__file__).parents[1] / "scripts" / "make_docs.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "semantics.md: up to date\n", "")
+
+
+# What the table says in words, held as numbers: the reference itself is not trusted blindly.
+
+NAN, INF, TINY = float("nan"), float("inf"), 1e-45
+EXPECTED = {
+    "Relu": ({}, [NAN, -0.0, 0.0, INF, 0.0, 0.0, TINY, 2.0]),
+    "LeakyRelu": ({"alpha": 0.5}, [NAN, -0.0, 0.0, INF, -INF, -0.0, TINY, 2.0]),
+    "ThresholdedRelu": ({"alpha": 1.0}, [0.0, 0.0, 0.0, INF, 0.0, 0.0, 0.0, 2.0]),
+    "Abs": ({}, [NAN, 0.0, 0.0, INF, INF, TINY, TINY, 2.0]),
+    "Neg": ({}, [NAN, 0.0, -0.0, -INF, INF, TINY, -TINY, -2.0]),
+    "Sign": ({}, [NAN, 0.0, 0.0, 1.0, -1.0, -1.0, 1.0, 1.0]),
+}
+ARGUMENTS = np.array([NAN, -0.0, 0.0, INF, -INF, -TINY, TINY, 2.0], np.float32)
+
+
+@pytest.mark.parametrize("operator", EXPECTED)
+def test_reference_gives_the_numbers_of_the_row(operator: str) -> None:
+    attributes, expected = EXPECTED[operator]
+    result = reference.apply(operator, [ARGUMENTS], attributes)
+    assert_same(result, np.array(expected, np.float32), operator)
+
+
+def test_leaky_relu_with_alpha_zero_is_nan_at_minus_infinity() -> None:
+    result = reference.apply("LeakyRelu", [np.array([-INF], np.float32)], {"alpha": 0.0})
+    assert np.isnan(result).all()
+
+
+def test_max_and_min_keep_nan_and_the_first_of_equal_zeros() -> None:
+    a = np.array([NAN, 1.0, -0.0, 0.0], np.float32)
+    b = np.array([1.0, NAN, 0.0, -0.0], np.float32)
+    expected = np.array([NAN, NAN, -0.0, 0.0], np.float32)
+    assert_same(reference.maximum(a, b), expected, "Max")
+    assert_same(reference.minimum(a, b), expected, "Min")
+
+
+def test_cast_to_integer_truncates_saturates_and_sends_nan_to_zero() -> None:
+    x = np.array([NAN, INF, -INF, 127.9, 128.0, -128.9, -129.5, -0.7], np.float32)
+    assert reference.cast(x, to="int8").tolist() == [0, 127, -128, 127, 127, -128, -128, 0]
+
+
+def test_integer_division_never_traps() -> None:
+    a = np.array([7, -7, 7, -128, 5], np.int8)
+    b = np.array([2, 2, -2, -1, 0], np.int8)
+    assert reference.div(a, b).tolist() == [3, -3, -3, -128, 0]
+
+
+def test_narrow_products_are_rounded_once() -> None:
+    # 2**-67 * 1.0078125 times itself lies just above a tie of bfloat16's subnormals.
+    factor = np.array([(1 + 2**-7) * 2.0**-67], DTYPES["bfloat16"].numpy)
+    assert float(reference.mul(factor, factor)[0]) == 2.0**-133
+
+
+# On the compiled operators
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("graph", ["relu", "relu6", "relu_derivative", "thresholded_relu"])
+def test_every_pattern_of_the_narrow_floats(graph: str, dtype: str) -> None:
+    x = every_pattern(dtype)
+    model = graphs.GRAPHS[graph](dtype=dtype)
+    (expected,) = reference.evaluate(frontend.import_model(model), [x])
+    for name, operator in operators_of(model).items():
+        assert_same(operator(x), expected, name)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("alpha", SLOPES)
+def test_every_pattern_of_the_narrow_floats_at_every_slope(alpha: float, dtype: str) -> None:
+    x = every_pattern(dtype)
+    model = graphs.leaky_relu(alpha=alpha, dtype=dtype)
+    expected = reference.apply("LeakyRelu", [x], {"alpha": float(np.float32(alpha))})
+    for name, operator in operators_of(model).items():
+        assert_same(operator(x), expected, name)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("operator", ["Abs", "Neg", "Sign", "HardSigmoid", "HardSwish", "Clip"])
+def test_every_pattern_of_the_other_one_input_operators(operator: str, dtype: str) -> None:
+    from onnx import helper
+
+    element = {"float16": 10, "bfloat16": 16}[dtype]
+    info = [helper.make_tensor_value_info(n, element, None) for n in "xy"]
+    node = helper.make_node(operator, ["x"], ["y"])
+    opset = helper.make_opsetid("", 22)
+    model = helper.make_model(
+        helper.make_graph([node], operator, [info[0]], [info[1]]), opset_imports=[opset]
+    )
+    x = every_pattern(dtype)
+    (expected,) = reference.evaluate(frontend.import_model(model), [x])
+    for name, compiled in operators_of(model).items():
+        assert_same(compiled(x), expected, name)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("operator", ["Add", "Sub", "Mul", "Div", "Max", "Min"])
+def test_pairs_of_narrow_floats(operator: str, dtype: str) -> None:
+    """Special values and subnormals against every pattern."""
+    from onnx import helper
+
+    element = {"float16": 10, "bfloat16": 16}[dtype]
+    info = [helper.make_tensor_value_info(n, element, None) for n in "aby"]
+    node = helper.make_node(operator, ["a", "b"], ["y"])
+    graph = helper.make_graph([node], operator, info[:2], info[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    imported = frontend.import_model(model)
+    compiled = operators_of(model)
+    a = every_pattern(dtype)
+    for b in special_values(dtype)[::3]:
+        pairs = [a, np.full_like(a, b)]
+        (expected,) = reference.evaluate(imported, pairs)
+        for name, one in compiled.items():
+            assert_same(one(*pairs), expected, f"{name}, b = {b}")
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.1, -0.25])
+def test_float32_sample(alpha: float) -> None:
+    """Every 1,021st pattern of float32; all of them behind the marker."""
+    x = np.arange(0, 1 << 32, 1021, dtype=np.uint32).view(np.float32)
+    compiled = {**operators_of(graphs.leaky_relu(alpha=alpha))}
+    expected = reference.apply("LeakyRelu", [x], {"alpha": float(np.float32(alpha))})
+    for name, operator in compiled.items():
+        assert_same(operator(x), expected, name)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("graph", ["relu", "leaky_relu"])
+def test_float32_every_pattern(graph: str) -> None:
+    from relu_ops.verification import verify
+
+    report = verify(graphs.GRAPHS[graph](), exhaustive=True)
+    assert report.ok, str(report)
+    assert all(
+        row.cases >= 1 << 32 for row in report.rows if row.referee == "NumPy reference"
+    )
+
+
+def test_semantics_version_is_in_the_bundle() -> None:
+    manifest, _ = compiler.make(graphs.relu(), HERE[:1])
+    assert manifest.semantics == semantics.SEMANTICS_VERSION
