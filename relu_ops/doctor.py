@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -75,7 +76,7 @@ def report() -> dict[str, Any]:
     found: dict[str, Any] = {
         "relu_ops": _guarded(_relu_ops),
         "python": _guarded(_python),
-        "packages": [_guarded(lambda row=row: _package(row)) for row in PACKAGES],
+        "packages": [_guarded(functools.partial(_package, row)) for row in PACKAGES],
         "machine": _guarded(_machine),
         "targets": _guarded(_targets),
         "c_compiler": _guarded(_c_compiler),

@@ -122,9 +122,7 @@ def term_shape(term: Term, input_shapes: list[tuple[int, ...]]) -> tuple[int, ..
     return shape + (1,) * term.trailing
 
 
-def broadcast_terms(
-    terms: Iterable[Term], input_shapes: list[tuple[int, ...]]
-) -> tuple[int, ...]:
+def broadcast_terms(terms: Iterable[Term], input_shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     """The broadcast of several terms.
 
     Raises:

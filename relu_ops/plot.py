@@ -181,8 +181,8 @@ def _derivative_model(model: onnx.ModelProto, dtype: str) -> onnx.ModelProto | N
     if node.op_type == "Relu":
         return graphs.relu_derivative(dtype=dtype)
     if node.op_type == "LeakyRelu":
-        alphas = [attribute.f for attribute in node.attribute if attribute.name == "alpha"]
-        return graphs.leaky_relu_derivative(*alphas, dtype=dtype)
+        alpha = next((a.f for a in node.attribute if a.name == "alpha"), 0.01)  # as ONNX has it
+        return graphs.leaky_relu_derivative(alpha, dtype)
     return None
 
 
@@ -278,9 +278,7 @@ def _without_chords(slope: np.ndarray, noise: float) -> tuple[np.ndarray, np.nda
     return kept, np.flatnonzero(jumps) + 1
 
 
-def _samples(
-    label: str, operator: Operator, low: float, high: float, points: int
-) -> np.ndarray:
+def _samples(label: str, operator: Operator, low: float, high: float, points: int) -> np.ndarray:
     """Evenly spaced numbers of the operator's dtype, zero among them."""
     dtype = DTYPES[operator.inputs[0].dtype].numpy
     grid = np.linspace(low, high, points)
@@ -423,8 +421,7 @@ def _draw_panel(axes: Axes, heading: str, lines: Sequence[Line]) -> None:
         _draw_line(axes, line, index)
     if axes.get_xlim()[0] < 0 < axes.get_xlim()[1]:
         axes.axvline(0, color="#666666", linewidth=0.6, zorder=1)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(steps=[1, 2, 5, 10])
+    axes.locator_params(steps=[1, 2, 5, 10])
     legend = axes.legend(handlelength=3, loc="best")
     for text in legend.get_texts():
         text.set_parse_math(False)

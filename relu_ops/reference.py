@@ -168,8 +168,6 @@ def dequantize_linear(x: Array, scale: Array, zero_point: Array | None, *, to: s
     return mul(cast(level, to=to), cast(scale, to=to))
 
 
-
-
 FUNCTIONS: dict[str, Callable[..., Array]] = {
     "Relu": relu,
     "LeakyRelu": leaky_relu,

@@ -143,9 +143,7 @@ OPERATORS: dict[str, Row] = {
         note="the ONNX function body; a NaN bound bounds nothing; high wins where low > high",
     ),
     "Abs": Row("x without its sign", negative_zero="0.0", note="integers wrap: |MIN| = MIN"),
-    "Neg": Row(
-        "x with the sign flipped", negative_zero="0.0", note="integers wrap: -MIN = MIN"
-    ),
+    "Neg": Row("x with the sign flipped", negative_zero="0.0", note="integers wrap: -MIN = MIN"),
     "Sign": Row("1 if x > 0 else -1 if x < 0 else 0 if x == 0 else x", negative_zero="0.0"),
     "Max": Row(
         "a if a >= b or a is NaN else b",

@@ -70,48 +70,80 @@ def _deviation(referee: str, operators: str, dtypes: str, kind: str, cause: str)
 # Each was seen: a row that nothing shows any more is to be removed.
 DEVIATIONS: tuple[Deviation, ...] = (
     _deviation(
-        "onnxruntime", "*", "float16", "float32",
+        "onnxruntime",
+        "*",
+        "float16",
+        "float32",
         "float16 graphs are computed in float32, attributes too, and rounded once at the end",
     ),
     _deviation(
-        "onnxruntime", "Where", "float16 float32 float64", "zero sign",
+        "onnxruntime",
+        "Where",
+        "float16 float32 float64",
+        "zero sign",
         "Where adds the two masked branches, and -0.0 + 0.0 is 0.0",
     ),
     _deviation(
-        "onnxruntime", "Max", "float32 float64", "zero sign",
+        "onnxruntime",
+        "Max",
+        "float32 float64",
+        "zero sign",
         "Max keeps the second of two equal zeros",
     ),
     _deviation(
-        "onnxruntime", "LeakyRelu PRelu", "float16 float64", "zero sign",
+        "onnxruntime",
+        "LeakyRelu PRelu",
+        "float16 float64",
+        "zero sign",
         "the sign of a product that underflows is lost",
     ),
     _deviation("onnxruntime", "Sign", "float16", "nan", "the sign of a float16 NaN is a number"),
     _deviation(
-        "onnxruntime", "Cast QuantizeLinear", "float16 float32 float64", "value",
+        "onnxruntime",
+        "Cast QuantizeLinear",
+        "float16 float32 float64",
+        "value",
         "float to integer out of range is undefined in ONNX, and left to the processor",
     ),
     _deviation(
-        "onnx.reference", "HardSigmoid HardSwish", "float16", "float32",
+        "onnx.reference",
+        "HardSigmoid HardSwish",
+        "float16",
+        "float32",
         "the attributes stay float32, and so does the arithmetic",
     ),
     _deviation(
-        "onnx.reference", "Relu Max Min", "", "zero sign",
+        "onnx.reference",
+        "Relu Max Min",
+        "",
+        "zero sign",
         "numpy.maximum returns either of two equal zeros",
     ),
     _deviation(
-        "onnx.reference", "LeakyRelu", "", "zero sign",
+        "onnx.reference",
+        "LeakyRelu",
+        "",
+        "zero sign",
         "computed as a sum of masked branches, which loses the sign of zero",
     ),
-    _deviation("onnx.reference", "PRelu", "", "zero sign", "multiplies unless x > 0, so at zero too"),
+    _deviation(
+        "onnx.reference", "PRelu", "", "zero sign", "multiplies unless x > 0, so at zero too"
+    ),
     _deviation(
         "onnx.reference", "Sign", "bfloat16", "zero sign", "ml_dtypes returns a zero as it is"
     ),
     _deviation(
-        "onnx.reference", "Cast QuantizeLinear", "float16 bfloat16 float32 float64", "value",
+        "onnx.reference",
+        "Cast QuantizeLinear",
+        "float16 bfloat16 float32 float64",
+        "value",
         "float to integer out of range is undefined in ONNX, and left to NumPy",
     ),
     _deviation(
-        "function body", "Relu Max Min", "", "zero sign",
+        "function body",
+        "Relu Max Min",
+        "",
+        "zero sign",
         "the body's Max is numpy.maximum in onnx.reference",
     ),
 )
@@ -308,9 +340,9 @@ _LAYOUTS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "Fortran order": lambda x: np.asfortranarray(x),
     "one element past 64 bytes": lambda x: _misaligned(x, x.dtype.itemsize),
     "one byte past 64 bytes": lambda x: _misaligned(x, 1),
-    "foreign byte order": lambda x: x.astype(x.dtype.newbyteorder(">"))
-    if x.dtype.kind in "fiu" and x.dtype.itemsize > 1
-    else x,
+    "foreign byte order": lambda x: (
+        x.astype(x.dtype.newbyteorder(">")) if x.dtype.kind in "fiu" and x.dtype.itemsize > 1 else x
+    ),
 }
 
 
@@ -623,9 +655,7 @@ def _bundle_of(model: Any, target: str | None) -> tuple[bundles.Bundle, str]:
     return bundles.from_contents(shown, bundles.encode(manifest), contents), shown
 
 
-def _operators(
-    bundle: bundles.Bundle, target: str | None, report: Report
-) -> dict[str, Operator]:
+def _operators(bundle: bundles.Bundle, target: str | None, report: Report) -> dict[str, Operator]:
     """An operator for each target that can run; the others go into the report."""
     if target is not None:
         return {target: dispatch.operator_of(bundle, target=target)}
@@ -634,7 +664,9 @@ def _operators(
         try:
             found[name] = dispatch.operator_of(bundle, target=name)
         except TargetError:
-            report.skipped[name] = targets.why_not(targets.parse(name), targets.this_machine()) or ""
+            report.skipped[name] = (
+                targets.why_not(targets.parse(name), targets.this_machine()) or ""
+            )
     if not found:
         dispatch.operator_of(bundle)  # raises with every reason
     return found
@@ -683,8 +715,10 @@ def _check_every_pattern(
     if row.bits > 32:
         raise ArgumentError(f"{graph.name}: {row.name} has too many bit patterns to check them all")
     starts = range(0, 1 << row.bits, _CHUNK)
-    shown = starts if progress is None else progress(starts, len(starts), f"{graph.name} {row.name}")
-    outs = {name: None for name in operators}
+    shown = (
+        starts if progress is None else progress(starts, len(starts), f"{graph.name} {row.name}")
+    )
+    outs: dict[str, Any] = dict.fromkeys(operators)
     for start in shown:
         stop = min(start + _CHUNK, 1 << row.bits)
         bits = np.arange(start, stop, dtype=np.uint64).astype(f"u{row.itemsize}")

@@ -36,8 +36,15 @@ def table(rows: dict[str, Row], first: str) -> str:
 def page() -> str:
     """The whole page."""
     return "\n".join(
-        [INTRODUCTION, table(OPERATORS, "operator"), "", "## Gradients, as graphs", "",
-         table(GRADIENTS, "graph"), ""]
+        [
+            INTRODUCTION,
+            table(OPERATORS, "operator"),
+            "",
+            "## Gradients, as graphs",
+            "",
+            table(GRADIENTS, "graph"),
+            "",
+        ]
     )
 
 

@@ -189,7 +189,12 @@ def test_prelu_at_opset_six_lies_along_channels() -> None:
     nodes = [helper.make_node("PRelu", ["x", "slope"], ["y"])]
     shape = ["N", 3, 2, 2]
     graph = import_model(
-        model(nodes, [value("x", shape=shape), value("slope", shape=[3])], [value("y", shape=shape)], 6)
+        model(
+            nodes,
+            [value("x", shape=shape), value("slope", shape=[3])],
+            [value("y", shape=shape)],
+            6,
+        )
     )
     x = np.full((1, 3, 2, 2), -1, np.float32)
     (y,) = reference.evaluate(graph, [x, np.float32([1, 2, 3])])
@@ -199,7 +204,12 @@ def test_prelu_at_opset_six_lies_along_channels() -> None:
 def test_legacy_broadcast_with_an_axis() -> None:
     node = helper.make_node("Add", ["a", "b"], ["y"], broadcast=1, axis=1)
     graph = import_model(
-        model([node], [value("a", shape=[2, 3, 4]), value("b", shape=[3])], [value("y", shape=[2, 3, 4])], 6)
+        model(
+            [node],
+            [value("a", shape=[2, 3, 4]), value("b", shape=[3])],
+            [value("y", shape=[2, 3, 4])],
+            6,
+        )
     )
     (y,) = reference.evaluate(graph, [np.zeros((2, 3, 4), np.float32), np.float32([1, 2, 3])])
     assert y[0, :, 0].tolist() == [1, 2, 3]
@@ -207,12 +217,17 @@ def test_legacy_broadcast_with_an_axis() -> None:
 
 def test_local_functions_are_inlined() -> None:
     function = helper.make_function(
-        "local", "Double", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])],
+        "local",
+        "Double",
+        ["a"],
+        ["b"],
+        [helper.make_node("Add", ["a", "a"], ["b"])],
         [helper.make_opsetid("", 18)],
     )
     good = model(
         [helper.make_node("Double", ["x"], ["y"], domain="local")],
-        [value("x", shape=["N"])], [value("y", shape=["N"])],
+        [value("x", shape=["N"])],
+        [value("y", shape=["N"])],
     )
     good.functions.append(function)
     good.opset_import.append(helper.make_opsetid("local", 1))

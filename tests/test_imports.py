@@ -43,7 +43,7 @@ LAYERS: dict[str, set[str]] = {
     "cache": {"bundle", "errors"},
     "compiler.frontend": {"ir", "reference", "errors", "semantics"},
     "compiler.legalize": {"ir", "semantics"},
-    "compiler.schedule_x86": {"ir", "compiler", "targets"},
+    "compiler.schedule_x86": {"ir", "compiler", "semantics", "targets"},
     "compiler.codegen": {"ir", "compiler", "errors", "semantics", "targets"},
     "compiler.toolchain": {"errors", "_version"},
 }
@@ -68,9 +68,9 @@ def imports(path: Path, *, top: bool) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        elif top and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        elif (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)) or (
+            top and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ):
             continue
         pending += ast.iter_child_nodes(node)
     return found

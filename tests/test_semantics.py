@@ -193,9 +193,7 @@ def test_float32_every_pattern(graph: str) -> None:
 
     report = verify(graphs.GRAPHS[graph](), exhaustive=True)
     assert report.ok, str(report)
-    assert all(
-        row.cases >= 1 << 32 for row in report.rows if row.referee == "NumPy reference"
-    )
+    assert all(row.cases >= 1 << 32 for row in report.rows if row.referee == "NumPy reference")
 
 
 def test_semantics_version_is_in_the_bundle() -> None:

@@ -64,7 +64,12 @@ def _ignore_alpha(y: np.ndarray) -> None:
 
 
 BREAKS = [
-    _zeros, _drop_nan, _lose_negative_zero, _skip_the_tail, _one_ulp, _flush_subnormals,
+    _zeros,
+    _drop_nan,
+    _lose_negative_zero,
+    _skip_the_tail,
+    _one_ulp,
+    _flush_subnormals,
     _ignore_alpha,
 ]
 

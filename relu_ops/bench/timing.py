@@ -29,8 +29,8 @@ _SAMPLE_SECONDS = 2e-3
 # The best idiom of NumPy for a graph of these operators, given (inputs, out).
 _NUMPY_IDIOMS: dict[tuple[str, ...], Callable[..., Call]] = {
     ("Relu",): lambda inputs, out, _: lambda: np.maximum(inputs[0], 0, out=out),
-    ("Add", "Relu"): lambda inputs, out, _: lambda: np.maximum(
-        np.add(inputs[0], inputs[1], out=out), 0, out=out
+    ("Add", "Relu"): lambda inputs, out, _: (
+        lambda: np.maximum(np.add(inputs[0], inputs[1], out=out), 0, out=out)
     ),
     ("LeakyRelu",): lambda inputs, out, node: _numpy_leaky_relu(inputs[0], out, node),
 }

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["build", "make"]
 
 
-def build(
-    model: Model, targets: Sequence[str] | str, path: str | os.PathLike[str]
-) -> str:
+def build(model: Model, targets: Sequence[str] | str, path: str | os.PathLike[str]) -> str:
     """Compile a model and write a bundle.
 
     Args:
@@ -52,8 +50,7 @@ def build(
 
 def make(model: Model, targets: Sequence[str] | str) -> tuple[Manifest, dict[str, bytes]]:
     """Compile a model: the manifest and the files of its bundle, unwritten. See `build`."""
-    from relu_ops.compiler import codegen
-    from relu_ops.compiler import frontend
+    from relu_ops.compiler import codegen, frontend
 
     chosen = _resolved(targets)
     proto = frontend.read_model(model)
@@ -102,8 +99,7 @@ def _manifest(graph: ir.Graph, files: Sequence[File]) -> Manifest:
         ),
         output_terms=tuple(_terms(t) for t in terms),
         requirements=tuple(
-            bundles.Requirement(r.what, _terms(r.terms), _terms(r.into))
-            for r in graph.requirements
+            bundles.Requirement(r.what, _terms(r.terms), _terms(r.into)) for r in graph.requirements
         ),
         tvm_ffi_abi=".".join(installed_version("apache-tvm-ffi").split(".")[:2]),
         producer=producer(),

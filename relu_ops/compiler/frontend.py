@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ from relu_ops import ir, reference
 from relu_ops.errors import ArgumentTypeError, ModelError, UnsupportedError
 from relu_ops.semantics import DTYPES, MAXIMUM_RANK, MINIMUM_OPSET, OPERATORS
 
-Model = onnx.ModelProto | bytes | str | os.PathLike[str]
+Model: TypeAlias = onnx.ModelProto | bytes | str | os.PathLike[str]
 
 _ONNX_NAMES = {"float32": "float", "float64": "double"}
 """ONNX's names of the dtypes that it calls otherwise."""
@@ -262,9 +262,7 @@ class _Importer:
             )
         index = len(self.inputs)
         self.inputs.append(ir.Input(info.name, dtype, shape))
-        return self._add(
-            ir.Value("input", dtype, frozenset({ir.Term(index)}), input=index), shape
-        )
+        return self._add(ir.Value("input", dtype, frozenset({ir.Term(index)}), input=index), shape)
 
     def _output(self, info: onnx.ValueInfoProto) -> ir.Output:
         if info.name not in self.names:
@@ -476,7 +474,9 @@ class _Call:
 
     def required(self) -> list[int]:
         if None in self.operands:
-            raise ModelError(f"{_describe(self.node)}: every input of {self.node.op_type} is needed")
+            raise ModelError(
+                f"{_describe(self.node)}: every input of {self.node.op_type} is needed"
+            )
         return [o for o in self.operands if o is not None]
 
     def dtype(self, value: int) -> str:

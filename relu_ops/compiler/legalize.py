@@ -150,9 +150,7 @@ class Emitter:
 
         TVM allows LLVM to contract; the fence is a no-op that ends the pattern.
         """
-        return tirx.call_llvm_pure_intrin(
-            self.type(dtype), "llvm.arithmetic.fence", tirx.Mul(a, b)
-        )
+        return tirx.call_llvm_pure_intrin(self.type(dtype), "llvm.arithmetic.fence", tirx.Mul(a, b))
 
     # -- 16-bit floats ---------------------------------------------------------------------
 
@@ -174,7 +172,7 @@ class Emitter:
             return self.cast("float32", self.bits("float16", bits))
         # Without F16C: shift the exponent into place, then repair infinities and subnormals.
         wide = self.bind("uint32", self.cast("uint32", bits))
-        u32 = lambda value: self.integer("uint32", value)  # noqa: E731
+        u32 = lambda value: self.integer("uint32", value)
         magnitude = self.bind("uint32", tirx.shift_left(wide & u32(0x7FFF), u32(13)))
         normal = tirx.Add(magnitude, u32(112 << 23))
         special = tirx.Add(magnitude, u32(224 << 23))
@@ -200,7 +198,7 @@ class Emitter:
         return Operand(dtype, self.bind("uint16", round_once(x)))
 
     def _narrow_bfloat16(self, x: Expr) -> Expr:
-        u32 = lambda value: self.integer("uint32", value)  # noqa: E731
+        u32 = lambda value: self.integer("uint32", value)
         bits = self.bind("uint32", self.bits("uint32", x))
         odd = tirx.shift_right(bits, u32(16)) & u32(1)
         bias = tirx.Add(odd, u32(0x7FFF))
@@ -212,7 +210,7 @@ class Emitter:
         if self.native_float16:
             return self.bits("uint16", self.cast("float16", x))
         # Without F16C: three ranges. A float sum aligns and rounds the subnormals.
-        u32 = lambda value: self.integer("uint32", value)  # noqa: E731
+        u32 = lambda value: self.integer("uint32", value)
         bits = self.bind("uint32", self.bits("uint32", x))
         magnitude = self.bind("uint32", bits & u32(0x7FFFFFFF))
         magic = 126 << 23
@@ -249,7 +247,7 @@ class Emitter:
                 `exact`; where it is NaN, nearest is kept.
             exact: What was rounded.
         """
-        u32 = lambda value: self.integer("uint32", value)  # noqa: E731
+        u32 = lambda value: self.integer("uint32", value)
         bits = self.bind("uint32", self.bits("uint32", nearest))
         negative = tirx.NE(bits & u32(0x80000000), u32(0))
         above = self.bind("bool", tirx.LT(exact, approximate))
@@ -289,7 +287,9 @@ class Emitter:
         element = array.reshape(())
         if row.is_narrow_float:
             pattern = int(element.view(np.uint16))
-            return Operand(dtype, self.integer("uint16", pattern), self.floating("float32", float(element)))
+            return Operand(
+                dtype, self.integer("uint16", pattern), self.floating("float32", float(element))
+            )
         if row.kind == "bool":
             return Operand(dtype, self.splat(tirx.IntImm("bool", int(element))))
         if not row.is_float:
@@ -318,12 +318,12 @@ class Emitter:
     def select(self, condition: Expr, a: Operand, b: Operand) -> Operand:
         """a where the condition holds, else b, both as they are."""
         if a.dtype == "bool":
-            chosen = tirx.Or(
-                tirx.And(condition, a.expr), tirx.And(tirx.Not(condition), b.expr)
-            )
+            chosen = tirx.Or(tirx.And(condition, a.expr), tirx.And(tirx.Not(condition), b.expr))
         else:
             chosen = tirx.Select(condition, a.expr, b.expr)
-        return Operand(a.dtype, self.bind("bool" if a.dtype == "bool" else storage_type(a.dtype), chosen))
+        return Operand(
+            a.dtype, self.bind("bool" if a.dtype == "bool" else storage_type(a.dtype), chosen)
+        )
 
     def is_nan(self, x: Operand) -> Expr:
         """True where a float is NaN; False for integers."""
@@ -419,9 +419,7 @@ def _with_sign_bit(e: Emitter, x: Operand, change: Callable[[int, int], Any]) ->
 def sign(e: Emitter, x: Operand) -> Operand:
     """1, -1 or 0 by comparison, x itself where no comparison holds (NaN)."""
     wide, zero = e.widened(x), e.widened(e.zero(x.dtype))
-    number = lambda value: cast(  # noqa: E731
-        e, e.constant(np.asarray(value, np.int8), "int8"), to=x.dtype
-    )
+    number = lambda value: cast(e, e.constant(np.asarray(value, np.int8), "int8"), to=x.dtype)
     result = e.select(tirx.EQ(wide, zero), e.zero(x.dtype), x)
     if x.row.kind != "uint":
         result = e.select(tirx.LT(wide, zero), number(-1), result)
@@ -480,9 +478,7 @@ def _integer_div(e: Emitter, a: Operand, b: Operand) -> Operand:
     unsafe = by_zero
     if row.kind == "int":
         lowest = e.integer(row.name, int(np.iinfo(row.numpy).min))
-        overflows = tirx.And(
-            tirx.EQ(a.expr, lowest), tirx.EQ(b.expr, e.integer(row.name, -1))
-        )
+        overflows = tirx.And(tirx.EQ(a.expr, lowest), tirx.EQ(b.expr, e.integer(row.name, -1)))
         unsafe = e.bind("bool", tirx.Or(by_zero, overflows))
     divisor = e.bind(row.name, tirx.Select(unsafe, e.integer(row.name, 1), b.expr))
     quotient = tirx.Div(a.expr, divisor)
@@ -500,9 +496,7 @@ def _comparison(node: Callable[[Expr, Expr], Expr]) -> Callable[..., Operand]:
 
     def rule(e: Emitter, a: Operand, b: Operand) -> Operand:
         if a.dtype == "bool":
-            same = tirx.Or(
-                tirx.And(a.expr, b.expr), tirx.Not(tirx.Or(a.expr, b.expr))
-            )
+            same = tirx.Or(tirx.And(a.expr, b.expr), tirx.Not(tirx.Or(a.expr, b.expr)))
             return Operand("bool", e.bind("bool", same))
         return Operand("bool", e.bind("bool", node(e.widened(a), e.widened(b))))
 
@@ -557,7 +551,7 @@ def _with_sticky_bits(e: Emitter, x: Operand) -> Expr:
 
     From 2**53 on, the lowest 11 bits only say whether the value lies above a multiple of 2**11.
     """
-    number = lambda value: e.integer(x.dtype, value)  # noqa: E731
+    number = lambda value: e.integer(x.dtype, value)
     low = x.expr & number(0x7FF)
     floor = e.bits(x.dtype, tirx.bitwise_xor(x.expr, low))
     sticky = tirx.Select(tirx.NE(low, number(0)), floor | number(0x400), floor)
@@ -572,7 +566,7 @@ def _to_integer(e: Emitter, x: Operand, target: Dtype) -> Operand:
     arithmetic = "float64" if x.dtype == "float64" else "float32"
     value = e.widened(x)
     limits = np.iinfo(target.numpy)
-    number = lambda v: e.floating(arithmetic, v)  # noqa: E731
+    number = lambda v: e.floating(arithmetic, v)
     # The first value that is too large is a power of two, exact in every float type.
     too_large = tirx.GE(value, number(float(int(limits.max) + 1)))
     # Between MIN - 1 and MIN, truncation gives MIN as saturation does.
@@ -598,9 +592,7 @@ def quantize_linear(
     """saturate(round_half_even(x / scale) + zero_point)."""
     quotient = div(e, cast(e, x, to=precision), cast(e, scale, to=precision))
     arithmetic = "float64" if precision == "float64" else "float32"
-    whole = tirx.call_llvm_pure_intrin(
-        e.type(arithmetic), "llvm.roundeven", e.widened(quotient)
-    )
+    whole = tirx.call_llvm_pure_intrin(e.type(arithmetic), "llvm.roundeven", e.widened(quotient))
     # 2**20 lies beyond every sum of a level and a zero point of 16 bits.
     level = _to_integer(e, Operand(arithmetic, e.bind(arithmetic, whole)), DTYPES["int32"])
     bound = 1 << 20

@@ -23,6 +23,7 @@ from tvm import tirx
 from relu_ops import ir
 from relu_ops.compiler import legalize
 from relu_ops.compiler.legalize import Emitter, Operand
+from relu_ops.semantics import DTYPES
 from relu_ops.targets import Target
 
 CONTIGUOUS, REPEATED, STRIDED = 1, 0, -1
@@ -76,9 +77,7 @@ def _likely_pattern(graph: ir.Graph, leaf: Leaf) -> int:
     if leaf.trailing:
         return REPEATED
     shape = (
-        graph.inputs[value.input].shape
-        if value.kind == "input"
-        else next(iter(value.terms)).shape
+        graph.inputs[value.input].shape if value.kind == "input" else next(iter(value.terms)).shape
     )
     return REPEATED if shape is not None and (not shape or shape[-1] == 1) else CONTIGUOUS
 
@@ -113,7 +112,7 @@ class _Scheduler:
                 legalize.storage_type(dtype),
                 name=f"operand_{k}",
                 # Operands are aligned to their element, no more: NumPy promises nothing else.
-                data_alignment=legalize.DTYPES[dtype].itemsize,
+                data_alignment=DTYPES[dtype].itemsize,
             )
             for k, dtype in enumerate(self.dtypes)
         ]
@@ -196,7 +195,7 @@ class _Scheduler:
         for k, leaf in enumerate(self.leaves):
             trial.loaded(leaf.dtype, self._load(k, _int(0), 1))
         legalize.lower(self.graph, trial, lambda leaf: self._operand(trial, leaf, _int(0)))
-        widest = max([trial.widest_bits, *(legalize.DTYPES[d].bits for d in self.dtypes)])
+        widest = max([trial.widest_bits, *(DTYPES[d].bits for d in self.dtypes)])
         return self.target.vector_bytes * 8 // widest
 
     def _emitter(self, lanes: int, statements: list[Any]) -> Emitter:
@@ -216,9 +215,7 @@ class _Scheduler:
         return statements
 
     def _operand(self, emitter: Emitter, leaf: tuple[int, int], start: Any) -> Operand:
-        k = next(
-            k for k, own in enumerate(self.leaves) if (own.value, own.trailing) == leaf
-        )
+        k = next(k for k, own in enumerate(self.leaves) if (own.value, own.trailing) == leaf)
         return emitter.loaded(self.leaves[k].dtype, self._load(k, start, emitter.lanes))
 
     def _load(self, k: int, start: Any, lanes: int) -> Any:

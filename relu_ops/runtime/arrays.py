@@ -100,9 +100,7 @@ def _from_python(x: Any, spec: Tensor, what: str) -> np.ndarray:
     target = DTYPES[spec.dtype]
     source = dtype_name(found.dtype)
     if source is None:
-        raise ArgumentTypeError(
-            f"{what} must be an array of {spec.dtype} (not {type(x).__name__})"
-        )
+        raise ArgumentTypeError(f"{what} must be an array of {spec.dtype} (not {type(x).__name__})")
     kind = DTYPES[source].kind
     weak = {"int": "uint"}.get(kind, kind)  # a Python int has no sign of its own
     if found.size and _KIND_ORDER.index(weak) > _KIND_ORDER.index(target.kind):
@@ -182,8 +180,13 @@ def show_shape(shape: Sequence[int | str | None] | None) -> str:
     """
     if shape is None:
         return "any shape"
-    dims = ["?" if d is None else str(d) for d in shape]
+    dims = show_dims(shape)
     return f"({dims[0]},)" if len(dims) == 1 else f"({', '.join(dims)})"
+
+
+def show_dims(shape: Sequence[int | str | None]) -> list[str]:
+    """The dimensions of a declared shape, for people: "?" where one is free."""
+    return ["?" if dim is None else str(dim) for dim in shape]
 
 
 def _terms(terms: Sequence[Term]) -> list[ir.Term]:
@@ -252,9 +255,7 @@ def check_out(out: Any, spec: Tensor, shape: tuple[int, ...], operator: str) -> 
     return array
 
 
-def allocate(
-    spec: Tensor, shape: tuple[int, ...], like: Sequence[Any]
-) -> tuple[Any, np.ndarray]:
+def allocate(spec: Tensor, shape: tuple[int, ...], like: Sequence[Any]) -> tuple[Any, np.ndarray]:
     """Make an output: a torch tensor where an input is one, else a NumPy array.
 
     Returns:

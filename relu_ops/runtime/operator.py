@@ -195,7 +195,9 @@ class Operator:
     def __repr__(self) -> str:
         def show(tensors: Sequence[Tensor]) -> str:
             return ", ".join(
-                f"{t.name}: {t.dtype}{'' if t.shape is None else list(t.shape)}" for t in tensors
+                f"{t.name}: {t.dtype}"
+                + ("" if t.shape is None else f"[{', '.join(arrays.show_dims(t.shape))}]")
+                for t in tensors
             )
 
         return (
