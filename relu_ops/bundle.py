@@ -141,7 +141,7 @@ def write(path: str | os.PathLike[str], manifest: Manifest, contents: Mapping[st
     """Write a bundle, replacing one that is there; whatever else is there is left alone.
 
     Args:
-        path: The directory to make. Its parent must exist.
+        path: The directory to make; its parents too, where they are missing.
         manifest: The manifest; its `files` describe `contents`.
         contents: The bytes of every file, by name.
 

@@ -62,7 +62,10 @@ def directory() -> Path:
     chosen = os.environ.get(DIRECTORY_VARIABLE)
     if chosen:
         return Path(chosen)
-    folder = Path(platformdirs.user_cache_dir("relu_ops", appauthor=False))
+    try:
+        folder = Path(platformdirs.user_cache_dir("relu_ops", appauthor=False))
+    except RuntimeError:
+        folder = Path("~")
     if not folder.is_absolute():
         raise CacheError(
             "there is no home directory to keep the compile cache in",

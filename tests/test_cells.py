@@ -16,9 +16,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from cases import FEW_SPECIALS, SPECIALS, TARGETS, assert_same_bits, expected, fresh, run
+from cases import (
+    FEW_SPECIALS,
+    SPECIALS,
+    TARGETS,
+    assert_same_bits,
+    expected,
+    fresh,
+    run,
+    same_bits,
+)
 from onnx import helper, numpy_helper
 
+from relu_ops import reference
 from relu_ops.semantics import DTYPES, MINIMUM_OPSET, OPERATORS, dtype_name
 
 _ONNX_TYPES = {
@@ -356,6 +366,52 @@ GROUPS = list(groups())
 # ---------------------------------------------------------------- the tests
 
 
+@pytest.mark.parametrize(
+    ("result", "wanted"),
+    [
+        ([0.0, 1.0], [np.nan, 1.0]),
+        ([0.0, 1.0], [-0.0, 1.0]),
+        ([1.0, np.nextafter(np.float32(1), 2)], [1.0, 1.0]),
+        ([1e-45, 1.0], [0.0, 1.0]),
+    ],
+)
+def test_the_comparison_sees_a_wrong_bit(result: list[float], wanted: list[float]) -> None:
+    a, b = np.asarray(result, np.float32), np.asarray(wanted, np.float32)
+    assert not same_bits(a, b)
+    assert same_bits(b, b.copy())
+    with pytest.raises(AssertionError, match=r"here: 1 of 2 elements differ, first at \(\d,\)"):
+        assert_same_bits(a, b, "here")
+
+
+def test_the_comparison_sees_dtype_and_shape() -> None:
+    x = np.zeros(2, np.float32)
+    assert not same_bits(x, x.astype(np.float64))
+    assert not same_bits(x, x[None])
+    with pytest.raises(AssertionError, match="here: float64, not float32"):
+        assert_same_bits(x.astype(np.float64), x, "here")
+    with pytest.raises(AssertionError, match=r"here: \(1, 2\), not \(2,\)"):
+        assert_same_bits(x[None], x, "here")
+
+
+@pytest.mark.parametrize("operator", ["Relu", "Max", "Less", "Abs"])
+def test_a_cell_fails_where_reference_and_kernel_differ(
+    operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = reference.FUNCTIONS[operator]
+
+    def without_nan(*operands: np.ndarray, **attributes: Any) -> np.ndarray:
+        return rule(*(np.nan_to_num(x, posinf=np.inf, neginf=-np.inf) for x in operands),
+                    **attributes)
+
+    monkeypatch.setitem(reference.FUNCTIONS, operator, without_nan)
+    draft = Draft(13, "float32")
+    schema = onnx.defs.get_schema(operator, 13, "")
+    types = {"T": "float32", "T1": "bool"}
+    chosen = tuple((c.type_param_str, types[c.type_param_str]) for c in schema.type_constraints)
+    _BUILDERS.get(operator, _plain)(draft, Cell(operator, schema.since_version, chosen))
+    assert differences(draft, TARGETS[0])
+
+
 def test_every_operator_and_version_has_cells() -> None:
     print(f"{len(CELLS)} cells in {len(GROUPS)} groups")
     assert {cell.operator for cell in CELLS} == set(OPERATORS)
@@ -374,19 +430,25 @@ def test_every_operator_and_version_has_cells() -> None:
             )
 
 
+def differences(draft: Draft, target: str) -> list[str]:
+    """Compile a model, compare every output with the reference; return what is wrong."""
+    model, arrays = draft.model(), draft.arrays()
+    results, wanted = run(fresh(model, target), arrays), expected(model, arrays)
+    found = []
+    for node, result, want in zip(draft.nodes, results, wanted, strict=True):
+        (name,) = node.output
+        operands = [draft.inputs[o][0] for o in node.input if o in draft.inputs]
+        try:
+            assert result.dtype == DTYPES[draft.outputs[name]].numpy, f"{name}: {result.dtype}"
+            assert_same_bits(result, want, f"{name} on {target}", operands)
+        except AssertionError as error:
+            found.append(str(error))
+    return found
+
+
 def check(opset: int, reads: str, target: str) -> None:
-    for draft in drafts(opset, reads):
-        model, arrays = draft.model(), draft.arrays()
-        results = run(fresh(model, target), arrays)
-        wanted = expected(model, arrays)
-        assert len(results) == len(draft.outputs)
-        for name, dtype, result, want in zip(
-            draft.outputs, draft.outputs.values(), results, wanted, strict=True
-        ):
-            assert result.dtype == DTYPES[dtype].numpy
-            node = next(n for n in draft.nodes if n.name == name)
-            operands = [draft.inputs[o][0] for o in node.input if o in draft.inputs]
-            assert_same_bits(result, want, f"{name} on {target}, opset {opset}", operands)
+    found = [text for draft in drafts(opset, reads) for text in differences(draft, target)]
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(

@@ -688,7 +688,7 @@ def test_shape_that_must_fit_into_another() -> None:
     assert op([-1, 2], [3]).tolist() == [-3, 2]
     refused(
         ArgumentError,
-        "g: the slope of PRelu of shape (2,) must broadcast into (1,)",
+        "g: node of output ['y']: slope of shape (2,) must broadcast into (1,)",
         lambda: op([-1], [3, 4]),
     )
 

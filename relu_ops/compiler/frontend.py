@@ -488,8 +488,8 @@ class _Call:
 
     def scalar(self, value: float, like: int) -> int:
         """A float32 constant in the type of another value, as CastLike makes it."""
-        array = reference.cast(np.asarray(np.float32(value)), to=self.dtype(like))
-        return self.importer.constant(np.asarray(array))
+        to = {"to": self.dtype(like)}
+        return self.importer.constant(reference.apply("Cast", [np.asarray(np.float32(value))], to))
 
     def apply(self, operator: str, *operands: int | None, dtype: str | None = None) -> int:
         first = next(o for o in operands if o is not None)
@@ -589,9 +589,11 @@ def _clip(call: _Call) -> int:
     x = call.operands[0]
     assert x is not None
     if call.version < 11:
+        # The schema's defaults are float32's extremes: an infinity is clipped to them.
+        largest = float(np.finfo(np.float32).max)
         bounds = [
-            call.scalar(call.attributes[name], x) if name in call.attributes else None
-            for name in ("min", "max")
+            call.scalar(call.attributes.get(name, default), x)
+            for name, default in (("min", -largest), ("max", largest))
         ]
     else:
         bounds = [call.operand(1), call.operand(2)]
