@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from relu_ops.jit import compile, leaky_relu, relu
     from relu_ops.runtime.dispatch import load
     from relu_ops.runtime.operator import Operator
+    from relu_ops.runtime.threads import get_num_threads, set_num_threads
     from relu_ops.verification import verify
 
 # Where each public name lives. A name is imported when it is first used, so that importing
@@ -26,6 +27,8 @@ _HOMES = {
     "Operator": "relu_ops.runtime.operator",
     "ReluOpsError": "relu_ops.errors",
     "build": "relu_ops.compiler",
+    "get_num_threads": "relu_ops.runtime.threads",
+    "set_num_threads": "relu_ops.runtime.threads",
     "compile": "relu_ops.jit",
     "leaky_relu": "relu_ops.jit",
     "load": "relu_ops.runtime.dispatch",
@@ -40,11 +43,13 @@ __all__ = [
     "__version__",
     "build",
     "compile",
+    "get_num_threads",
     "graphs",
     "interop",
     "leaky_relu",
     "load",
     "relu",
+    "set_num_threads",
     "verify",
 ]
 

@@ -122,5 +122,5 @@ def test_library_exports_its_functions_and_no_more(tmp_path: object) -> None:
         ["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True
     ).stdout
     names = {line.split()[-1].partition("@")[0] for line in listing.splitlines()}
-    expected = {"call", "bind", "call_views", "bind_views"}
+    expected = {"call", "bind", "call_views", "bind_views", "configure"}
     assert names == {f"__tvm_ffi_{name}" for name in expected}

@@ -53,6 +53,7 @@ typedef void (*KernelCall)(char* const* data, const int64_t* row, const int64_t*
                            int64_t rows, int64_t n);
 typedef struct {
   KernelCall call;
+  KernelCall stream;      /* the same with stores past the cache, or NULL */
   const int8_t* patterns; /* 1 contiguous, 0 repeated, -1 any */
 } Kernel;
 
@@ -67,6 +68,7 @@ typedef struct {
   const Leaf* leaves;
   const uint8_t* itemsizes;
   const Kernel* kernels; /* the last one takes any stride */
+  int64_t vector_bytes;  /* what a streaming kernel's output must be aligned to */
 } OperatorTables;
 
 extern const OperatorTables relu_ops_operator;

@@ -145,6 +145,19 @@ class Emitter:
         """
         return self._extern(operation, dtype, f"%r = {operation} {{t}} %a, %b", a, b)
 
+    def streamed(self, storage: str, address: Expr, value: Expr) -> Expr:
+        """Store a whole vector past the cache, at an address that is a multiple of its size."""
+        element = "i8" if storage == "bool" else _llvm_type(storage)
+        name = f"relu_ops.stream.{element}x{self.lanes}"
+        vector = f"<{self.lanes} x {element}>"
+        size = self.lanes * int(storage.lstrip("uintfloa")) // 8
+        self.externs[name] = (
+            f"define internal void @{name}(ptr %p, {vector} %v) alwaysinline {{\n"
+            f"  store {vector} %v, ptr %p, align {size}, !nontemporal !0\n  ret void\n}}\n"
+            "!0 = !{i32 1}\n"
+        )
+        return tirx.call_extern("void", name, address, value)
+
     def product(self, dtype: str, a: Expr, b: Expr) -> Expr:
         """A floating-point product that no following sum can absorb into an FMA.
 
@@ -330,6 +343,11 @@ class Emitter:
         if not x.row.is_float:
             return self.splat(tirx.IntImm("bool", 0))
         return unequal(self.widened(x), self.widened(x))
+
+
+def _llvm_type(storage: str) -> str:
+    floats = {"float32": "float", "float64": "double"}
+    return floats.get(storage, f"i{storage.lstrip('uint')}")
 
 
 def unequal(a: Expr, b: Expr) -> Expr:

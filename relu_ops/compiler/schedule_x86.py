@@ -29,6 +29,9 @@ from relu_ops.targets import Target
 CONTIGUOUS, REPEATED, STRIDED = 1, 0, -1
 """How an operand lies inside a row; the first two are the stride itself."""
 
+_SMALLEST_STREAM = 16
+"""Bytes of the narrowest streaming store (movntps)."""
+
 _LARGEST_UNROLLED_TAIL = 40
 """Values of a graph up to which a tail is a chain of halving vectors rather than a loop."""
 
@@ -49,6 +52,8 @@ class Kernel:
     name: str
     patterns: tuple[int, ...]
     function: Any
+    stream: Any | None
+    vector_bytes: int
 
 
 def leaves_of(graph: ir.Graph) -> list[Leaf]:
@@ -85,17 +90,36 @@ def _likely_pattern(graph: ir.Graph, leaf: Leaf) -> int:
 def schedule(graph: ir.Graph, target: Target) -> list[Kernel]:
     """Make every kernel of a graph for a target."""
     return [
-        _Scheduler(graph, target, f"tile_{number}", patterns).run()
+        _kernel(graph, target, f"tile_{number}", patterns)
         for number, patterns in enumerate(pattern_sets(graph))
     ]
+
+
+def _kernel(graph: ir.Graph, target: Target, name: str, patterns: tuple[int, ...]) -> Kernel:
+    """A kernel and, for one contiguous output of whole vectors, its streaming twin."""
+    plain = _Scheduler(graph, target, name, patterns)
+    lanes = 1 if plain.strided else plain.lanes()
+    itemsize = DTYPES[plain.dtypes[-1]].itemsize
+    stream = None
+    # A streaming store writes around the cache, a whole vector at a time.
+    if len(graph.outputs) == 1 and lanes * itemsize >= _SMALLEST_STREAM and not plain.strided:
+        stream = _Scheduler(graph, target, f"{name}_stream", patterns, stream=True).run()
+    return Kernel(name, patterns, plain.run(), stream, lanes * itemsize)
 
 
 class _Scheduler:
     """Builds one kernel: void tile(data..., row strides..., element strides..., rows, n)."""
 
     def __init__(
-        self, graph: ir.Graph, target: Target, name: str, patterns: tuple[int, ...]
+        self,
+        graph: ir.Graph,
+        target: Target,
+        name: str,
+        patterns: tuple[int, ...],
+        *,
+        stream: bool = False,
     ) -> None:
+        self.stream = stream
         self.graph = graph
         self.target = target
         self.name = name
@@ -122,7 +146,8 @@ class _Scheduler:
         self.row = tirx.Var("row", "int64")
         self.repeated: dict[int, Any] = {}
 
-    def run(self) -> Kernel:
+    def run(self) -> Any:
+        """The PrimFunc."""
         pointers = [
             tirx.Var(f"data_{k}", tvm_ir.PointerType(tvm_ir.PrimType(legalize.storage_type(d))))
             for k, d in enumerate(self.dtypes)
@@ -139,7 +164,7 @@ class _Scheduler:
             )
         strides = [*self.row_strides, *(self.strides if self.strided else [])]
         function = tirx.PrimFunc([*pointers, *strides, self.rows, self.n], body)
-        return Kernel(self.name, self.patterns, function.with_attr("global_symbol", self.name))
+        return function.with_attr("global_symbol", self.name)
 
     # -- rows ------------------------------------------------------------------------------
 
@@ -151,7 +176,7 @@ class _Scheduler:
     def _vector_row(self) -> Any:
         """Whole vectors, then a tail."""
         statements = self._repeated_operands()
-        lanes = self._lanes()
+        lanes = self.lanes()
         i, j = tirx.Var("i", "int64"), tirx.Var("j", "int64")
         vectors = tirx.shift_right(self.n, _int(lanes.bit_length() - 1))
         if lanes > 1:
@@ -189,7 +214,7 @@ class _Scheduler:
 
     # -- elements --------------------------------------------------------------------------
 
-    def _lanes(self) -> int:
+    def lanes(self) -> int:
         """Elements per vector: the widest type on the way fills a register."""
         trial = self._emitter(1, [])
         for k, leaf in enumerate(self.leaves):
@@ -211,7 +236,14 @@ class _Scheduler:
         first = len(self.leaves)
         for k, result in enumerate(results, first):
             index = self._index(k, start, lanes)
-            statements.append(tirx.BufferStore(self.buffers[k], emitter.stored(result), [index]))
+            value = emitter.stored(result)
+            if self.stream and lanes == self.lanes():
+                element = tirx.BufferLoad(self.buffers[k], [self._index(k, start, 1)])
+                storage = legalize.storage_type(result.dtype)
+                stored = emitter.streamed(storage, tirx.address_of(element), value)
+                statements.append(tirx.Evaluate(stored))
+            else:
+                statements.append(tirx.BufferStore(self.buffers[k], value, [index]))
         return statements
 
     def _operand(self, emitter: Emitter, leaf: tuple[int, int], start: Any) -> Operand:

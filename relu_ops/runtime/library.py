@@ -20,6 +20,8 @@ from typing import Any
 
 from relu_ops.bundle import digest_of
 from relu_ops.errors import BundleError
+from relu_ops.runtime import threads
+from relu_ops.runtime.threads import Settings
 
 _ALL_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
 _F_ADD_SEALS = 1033
@@ -34,12 +36,14 @@ class Library:
         bind: As call, but returns a function without arguments that computes.
         call_views: Computes on what a description in memory says, given its address.
         bind_views: As call_views, but returns a function.
+        configure: Sets threads, parallel bytes and streaming bytes; see runtime/threads.py.
     """
 
     call: Callable[..., None]
     bind: Callable[..., Callable[[], None]]
     call_views: Callable[[int], None]
     bind_views: Callable[[int], Callable[[], None]]
+    configure: Callable[[int, int, int], None]
 
 
 def tvm_ffi() -> ModuleType:
@@ -70,8 +74,21 @@ def open_library(content: bytes) -> Library:
     digest = digest_of(content)
     with _lock:
         if digest not in _opened:
-            _opened[digest] = _open(content)
+            opened = _open(content)
+            _configure(opened, threads.settings())
+            _opened[digest] = opened
         return _opened[digest]
+
+
+def configure_all(settings: Settings) -> None:
+    """Configure every library that is open; those opened later take the settings then in force."""
+    with _lock:
+        for opened in _opened.values():
+            _configure(opened, settings)
+
+
+def _configure(opened: Library, settings: Settings) -> None:
+    opened.configure(settings.threads, settings.parallel_bytes, settings.stream_bytes)
 
 
 def _open(content: bytes) -> Library:

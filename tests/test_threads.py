@@ -1,0 +1,211 @@
+"""Several threads and streaming stores change no bit, write nothing outside, and survive forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import relu_ops
+from relu_ops import bundle as bundles
+from relu_ops import compiler, graphs, reference, targets
+from relu_ops.compiler import frontend
+from relu_ops.errors import ArgumentError, ArgumentTypeError
+from relu_ops.runtime import dispatch, library, threads
+from relu_ops.runtime.operator import Operator
+from relu_ops.runtime.threads import Settings
+from relu_ops.verification import random_values, same
+
+HERE = [
+    name
+    for name in targets.CPU_TARGETS
+    if targets.why_not(targets.parse(name), targets.this_machine()) is None
+]
+NEVER = 1 << 62
+MODES = {
+    "two threads": Settings(2, 0, NEVER),
+    "seven threads": Settings(7, 0, NEVER),
+    "streaming": Settings(1, NEVER, 0),
+    "both": Settings(3, 0, 0),
+}
+SIZES = (1, 2, 15, 16, 17, 63, 64, 65, 1000, 1023, 1024, 1025, 8192, 100_003)
+
+
+@pytest.fixture(autouse=True)
+def restore() -> Iterator[None]:
+    yield
+    library.configure_all(threads.settings())
+
+
+def operator_of(model: object, target: str) -> Operator:
+    manifest, contents = compiler.make(model, [target])
+    bundle = bundles.from_contents("memory", bundles.encode(manifest), contents)
+    return dispatch.operator_of(bundle, target=target)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("target", HERE)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_no_bit_changes_and_no_guard_word(target: str, dtype: str, mode: str) -> None:
+    model = graphs.relu(dtype=dtype)
+    graph = frontend.import_model(model)
+    operator = operator_of(model, target)
+    library.configure_all(MODES[mode])
+    draw = np.random.default_rng(0)
+    for size in SIZES:
+        for offset in (0, 1, 7):
+            x = random_values(dtype, size + offset, draw)[offset:]
+            room = np.full(size + 64, 42, x.dtype)
+            out = room[13 + offset : 13 + offset + size]
+            operator(x, out=out)
+            assert same(out, reference.evaluate(graph, [x])[0]).all(), (size, offset)
+            assert (room[: 13 + offset] == 42).all() and (room[13 + offset + size :] == 42).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", ["last", "nchw"])
+def test_broadcast_chains(layout: str, mode: str) -> None:
+    model = graphs.scale_bias_leaky_relu(alpha=0.1, layout=layout)
+    graph = frontend.import_model(model)
+    draw = np.random.default_rng(1)
+    shapes = {
+        "last": [(37, 512), (512,), (512,)],
+        "nchw": [(3, 5, 33, 41), (5, 1, 1), (5, 1, 1)],
+    }[layout]
+    inputs = [draw.standard_normal(s, np.float32) for s in shapes]
+    (expected,) = reference.evaluate(graph, inputs)
+    for target in HERE:
+        operator = operator_of(model, target)
+        library.configure_all(MODES[mode])
+        assert same(operator(*inputs), expected).all()
+        view = np.asfortranarray(inputs[0])
+        assert same(operator(view, *inputs[1:]), expected).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_place(mode: str) -> None:
+    operator = operator_of(graphs.leaky_relu(alpha=0.5), HERE[-1])
+    library.configure_all(MODES[mode])
+    x = np.linspace(-5, 5, 70_001, dtype=np.float32)
+    expected = np.where(x < 0, np.float32(0.5) * x, x)
+    operator(x, out=x)
+    assert same(x, expected).all()
+
+
+def test_many_callers_at_once() -> None:
+    operator = operator_of(graphs.relu(), HERE[-1])
+    library.configure_all(MODES["two threads"])
+    x = np.linspace(-5, 5, 50_000, dtype=np.float32)
+    expected = np.where(x < 0, np.float32(0), x)
+    wrong: list[int] = []
+
+    def call(number: int) -> None:
+        out = np.empty_like(x)
+        for _ in range(200):
+            out[:] = 7
+            operator(x, out=out)
+            if not np.array_equal(out, expected):
+                wrong.append(number)
+
+    callers = [threading.Thread(target=call, args=(k,)) for k in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_children_forked_after_use_answer() -> None:
+    code = """
+import os, sys, time, numpy as np, relu_ops
+relu_ops.set_num_threads(2)
+x = np.linspace(-1, 1, 1 << 20, dtype=np.float32)
+y = relu_ops.relu(x)
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(relu_ops.relu(x), y) else 1)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.001)
+    else:
+        os.kill(child, 9)
+        sys.exit("a child hangs")
+    if status:
+        sys.exit("a child is wrong")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_workers_sleep_after_a_call() -> None:
+    """A process that does nothing after a call uses no processor time."""
+    code = """
+import time, numpy as np, relu_ops
+relu_ops.set_num_threads(2)
+x = np.zeros(1 << 20, np.float32)
+for _ in range(20):
+    relu_ops.relu(x, out=x)
+time.sleep(0.01)
+before = time.process_time()
+time.sleep(0.5)
+print(time.process_time() - before < 0.05)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+@pytest.mark.parametrize("first", ["tvm", "relu_ops"])
+def test_tvm_in_the_same_process(first: str) -> None:
+    use = "import numpy as np, relu_ops; x = np.ones(1 << 20, np.float32); relu_ops.relu(x)"
+    code = f"import tvm; {use}" if first == "tvm" else f"{use}; import tvm; relu_ops.relu(x)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_processor_in_the_affinity_mask_gives_one_thread() -> None:
+    code = """
+import os
+os.sched_setaffinity(0, {0})
+import relu_ops
+print(relu_ops.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+def test_the_variable_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELU_OPS_NUM_THREADS", "3")
+    assert relu_ops.get_num_threads() == 3
+    monkeypatch.setenv("RELU_OPS_NUM_THREADS", "many")
+    with pytest.raises(ArgumentError) as caught:
+        relu_ops.get_num_threads()
+    assert str(caught.value) == "RELU_OPS_NUM_THREADS must be 1 to 256 (not 'many')"
+
+
+def test_a_wrong_number_of_threads_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"^count must be 1 to 256 \(not 0\)$"):
+        relu_ops.set_num_threads(0)
+    with pytest.raises(ArgumentTypeError, match=r"^count must be an int or None \(not str\)$"):
+        relu_ops.set_num_threads("2")  # type: ignore[arg-type]
+
+
+def test_interruption_leaves_the_pool_usable() -> None:
+    operator = operator_of(graphs.relu(), HERE[-1])
+    library.configure_all(MODES["two threads"])
+    x = np.zeros(1 << 22, np.float32)
+    timer = threading.Timer(0.02, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(100_000):
+            operator(x, out=x)
+    assert operator(np.float32([-1, 1])).tolist() == [0, 1]
