@@ -279,7 +279,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
         "run a bundle on .npy files",
         (
             (("bundle",), {"help": "the bundle's directory"}),
-            (("inputs",), {"nargs": "*", "help": "one .npy file per input"}),
+            (("inputs",), {"nargs": "*", "default": [], "help": "one .npy file per input"}),
             (("--output",), {"action": "append", "help": "a .npy file per output"}),
             (("--digest",), {"help": "refuse a bundle with another digest"}),
             _TARGET,

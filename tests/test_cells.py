@@ -83,9 +83,7 @@ def schemas_in_scope() -> list[Schema]:
     found = []
     for schema in onnx.defs.get_all_schemas_with_history():
         if schema.domain == "" and schema.name in OPERATORS:
-            in_use = onnx.defs.get_schema(
-                schema.name, max(schema.since_version, MINIMUM_OPSET), ""
-            )
+            in_use = onnx.defs.get_schema(schema.name, max(schema.since_version, MINIMUM_OPSET), "")
             if in_use.since_version == schema.since_version:
                 found.append(schema)
     order = list(OPERATORS)
@@ -400,8 +398,9 @@ def test_a_cell_fails_where_reference_and_kernel_differ(
     rule = reference.FUNCTIONS[operator]
 
     def without_nan(*operands: np.ndarray, **attributes: Any) -> np.ndarray:
-        return rule(*(np.nan_to_num(x, posinf=np.inf, neginf=-np.inf) for x in operands),
-                    **attributes)
+        return rule(
+            *(np.nan_to_num(x, posinf=np.inf, neginf=-np.inf) for x in operands), **attributes
+        )
 
     monkeypatch.setitem(reference.FUNCTIONS, operator, without_nan)
     draft = Draft(13, "float32")
@@ -425,9 +424,7 @@ def test_every_operator_and_version_has_cells() -> None:
                 schema = onnx.defs.get_schema(operator, opset, "")
             except onnx.defs.SchemaError:
                 continue
-            assert any(
-                (c.operator, c.version) == (operator, schema.since_version) for c in CELLS
-            )
+            assert any((c.operator, c.version) == (operator, schema.since_version) for c in CELLS)
 
 
 def differences(draft: Draft, target: str) -> list[str]:

@@ -1,0 +1,526 @@
+"""The command line: exact output, data on stdout, talk on stderr, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+import relu_ops
+from relu_ops import bundle, cache, cli, compiler, graphs, targets
+from relu_ops.targets import CPU_TARGETS
+
+ROOT = Path(relu_ops.__file__).parents[1]
+NATIVE = targets.native().name
+VERBS = ("export", "build", "inspect", "run", "verify", "bench", "plot", "doctor", "cache")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            assert isinstance(exit.code, int)
+            code = exit.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models."""
+    folder = tmp_path_factory.mktemp("models")
+    onnx.save(graphs.leaky_relu(alpha=0.5), folder / "leaky.onnx")
+    onnx.save(graphs.add_relu(), folder / "add.onnx")
+    onnx.save(graphs.relu("bfloat16"), folder / "narrow.onnx")
+    two = "two (float[N] x) => (float[N] y, bool[N] z) { y = Relu(x)  z = Less(y, x) }"
+    onnx.save(
+        onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]>\n{two}'),
+        folder / "two.onnx",
+    )
+    (folder / "broken.onnx").write_bytes(b"not a model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundles(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of bundles, one of each model."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for model in models.glob("*.onnx"):
+        if model.stem != "broken":
+            compiler.build(model, "x86-64-v2", folder / model.stem)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(cache.DIRECTORY_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def saved(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+# ---------------------------------------------------------------- the program
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"relu-ops {relu_ops.__version__}\n", "")
+
+
+def test_help_names_every_verb(run: Run) -> None:
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    assert tuple(re.findall(r"^    (\w+) {2,}", out, re.MULTILINE)) == VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb(run: Run, verb: str) -> None:
+    code, out, err = run(verb, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: relu-ops {verb} ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "relu-ops: error: the following arguments are required: VERB"),
+        (["build"], "relu-ops build: error: the following arguments are required: model, --output"),
+        (["run"], "relu-ops run: error: the following arguments are required: bundle"),
+        (["run", "b", "--what"], "relu-ops: error: unrecognized arguments: --what"),
+        (["verify"], "relu-ops verify: error: the following arguments are required: path"),
+        (
+            ["verify", "b", "--seed", "x"],
+            "relu-ops verify: error: argument --seed: invalid int value: 'x'",
+        ),
+        (
+            ["bench", "m", "--size", "-1"],
+            "relu-ops bench: error: argument --size: must be a number of elements (not '-1')",
+        ),
+        (["plot", "m"], "relu-ops plot: error: the following arguments are required: --output"),
+    ],
+)
+def test_bad_usage(run: Run, arguments: list[str], message: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("usage: relu-ops")
+    assert err.splitlines()[-1] == message
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["cache", "fly"], ["cache"]])
+def test_unknown_verbs_and_actions(run: Run, arguments: list[str]) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("usage: relu-ops")
+
+
+def test_as_a_module() -> None:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    done = subprocess.run(
+        [sys.executable, "-m", "relu_ops", "cache", "list"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_reader_that_went_away(bundles: Path, tmp_path: Path) -> None:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    x = saved(tmp_path / "x.npy", np.ones(3, np.float32))
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "relu_ops", "run", str(bundles / "leaky"), str(x)],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_interrupt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._VERBS, "doctor", (interrupt, "", ()))
+    assert run("doctor") == (130, "", "relu-ops: interrupted\n")
+
+
+# ---------------------------------------------------------------- export
+
+
+def test_export(run: Run, tmp_path: Path) -> None:
+    folder, count = tmp_path / "models", len(graphs.MODELS)
+    assert run("export", folder) == (0, "", f"{folder}: {count} models\n")
+    assert {p.stem for p in folder.glob("*.onnx")} == set(graphs.MODELS)
+    assert run("export", folder, "--check") == (0, "", f"{folder}: 0 of {count} files differ\n")
+    (folder / "relu.onnx").write_bytes(b"changed")
+    (folder / "leaky_relu.onnx").unlink()
+    code, out, err = run("export", folder, "--check")
+    assert (code, sorted(out.splitlines())) == (1, ["leaky_relu.onnx", "relu.onnx"])
+    assert err == f"{folder}: 2 of {count} files differ\n"
+    assert (folder / "relu.onnx").read_bytes() == b"changed"
+
+
+def test_the_models_of_the_repository_are_current(run: Run) -> None:
+    folder = ROOT / "models"
+    if not folder.is_dir():
+        pytest.skip("relu_ops is installed without its repository")
+    assert run("export", folder, "--check")[:2] == (0, "")
+
+
+def test_export_into_a_file(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("work")
+    message = f"relu-ops: export: folder must be a directory ({path} is a file)\n"
+    assert run("export", path) == (2, "", message)
+    assert run("export", "/proc/models")[:2] == (2, "")
+
+
+# ---------------------------------------------------------------- build
+
+
+def test_build(run: Run, models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "leaky.bundle"
+    arguments = [word for name in CPU_TARGETS for word in ("--target", name)]
+    code, out, err = run("build", models / "leaky.onnx", *arguments, "--output", path)
+    found = bundle.read(path)
+    assert (code, out) == (0, f"{found.digest}\n")
+    assert err == f"{path}: built for x86-64-v2, x86-64-v3, x86-64-v4\n"
+    assert found.manifest.targets == CPU_TARGETS
+
+
+def test_build_for_this_machine(run: Run, models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "leaky.bundle"
+    code, out, err = run("build", models / "leaky.onnx", "--output", path)
+    found = bundle.read(path)
+    assert (code, out, err) == (0, f"{found.digest}\n", f"{path}: built for native\n")
+    assert found.manifest.targets == (NATIVE,)
+
+
+def test_build_refuses(run: Run, models: Path, tmp_path: Path) -> None:
+    missing, out = tmp_path / "missing.onnx", tmp_path / "out"
+    model = models / "leaky.onnx"
+    assert run("build", missing, "--output", out) == (
+        2,
+        "",
+        f"relu-ops: {missing}: cannot be read: No such file or directory\n",
+    )
+    assert run("build", model, "--target", "x86-64-v9", "--output", out) == (
+        2,
+        "",
+        "relu-ops: target 'x86-64-v9' is not known\n"
+        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN\n",
+    )
+    assert run("build", model, "--output", tmp_path) == (
+        2,
+        "",
+        f"relu-ops: {tmp_path}: exists and is not a bundle, so it is not replaced\n"
+        "hint: choose another path\n",
+    )
+    code, stdout, err = run("build", models / "broken.onnx", "--output", out)
+    assert (code, stdout) == (2, "")
+    assert err.startswith(f"relu-ops: {models / 'broken.onnx'}: is not an ONNX model: ")
+    assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------- run
+
+
+def test_run_prints(run: Run, bundles: Path, tmp_path: Path) -> None:
+    x = saved(tmp_path / "x.npy", np.float32([-1, -0.0, 2.5]))
+    assert run("run", bundles / "leaky", x) == (0, "[-0.5 -0.   2.5]\n", "")
+    assert run("run", bundles / "two", x) == (
+        0,
+        "[ 0.  -0.   2.5]\n[False False False]\n",
+        "",
+    )
+
+
+def test_run_writes(run: Run, bundles: Path, tmp_path: Path) -> None:
+    x = saved(tmp_path / "x.npy", np.float32([[-1, 3]]))
+    y = tmp_path / "y.npy"
+    assert run("run", bundles / "leaky", x, "--output", y) == (
+        0,
+        "",
+        f"{y}: float32[1, 2], by x86-64-v2\n",
+    )
+    assert np.load(y).tolist() == [[-0.5, 3]]
+    assert run("run", bundles / "add", x, x, "--output", y)[0] == 0
+    assert np.load(y).tolist() == [[0, 6]]
+
+
+def test_run_writes_over_its_input(run: Run, bundles: Path, tmp_path: Path) -> None:
+    x = saved(tmp_path / "x.npy", np.full(100_000, -2, np.float32))
+    assert run("run", bundles / "leaky", x, "--output", x)[0] == 0
+    assert (np.load(x) == -1).all()
+
+
+def test_run_of_several_outputs(run: Run, bundles: Path, tmp_path: Path) -> None:
+    x = saved(tmp_path / "x.npy", np.float32([-1, 3]))
+    y, z = tmp_path / "y.npy", tmp_path / "z.npy"
+    assert run("run", bundles / "two", x, "--output", y, "--output", z) == (
+        0,
+        "",
+        f"{y}: float32[2], by x86-64-v2\n{z}: bool[2], by x86-64-v2\n",
+    )
+    assert np.load(z).tolist() == [False, False]
+    z.unlink()
+    assert run("run", bundles / "two", x, "--output", y) == (
+        2,
+        "",
+        "relu-ops: two has 2 outputs; --output names 1\n",
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (1,)], ids=str)
+def test_run_on_small_arrays(
+    run: Run, bundles: Path, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    x = saved(tmp_path / "x.npy", np.full(shape, -1, np.float32))
+    assert run("run", bundles / "leaky", x, "--output", x)[0] == 0
+    assert np.load(x).shape == shape and (np.load(x) == -0.5).all()
+
+
+def test_run_on_other_layouts(run: Run, bundles: Path, tmp_path: Path) -> None:
+    array = np.arange(-6, 6).reshape(3, 4)
+    for given in (array.astype(">f4"), np.asfortranarray(array.astype("<f4"))):
+        x = saved(tmp_path / "x.npy", given)
+        assert run("run", bundles / "leaky", x, "--output", x)[0] == 0
+        assert np.load(x).tolist() == np.where(array < 0, array / 2, array).tolist()
+
+
+def test_run_on_bfloat16(run: Run, bundles: Path, tmp_path: Path) -> None:
+    x = saved(tmp_path / "x.npy", np.array([-1, 2], ml_dtypes.bfloat16))
+    assert run("run", bundles / "narrow", x) == (0, "[0 2]\n", "")
+
+
+def test_run_with_a_digest(run: Run, bundles: Path, tmp_path: Path) -> None:
+    x = saved(tmp_path / "x.npy", np.float32([4]))
+    path = bundles / "leaky"
+    digest = bundle.read(path).digest
+    assert run("run", path, x, "--digest", digest) == (0, "[4.]\n", "")
+    assert run("run", path, x, "--digest", "0" * 64) == (
+        2,
+        "",
+        f"relu-ops: {path}: manifest.json has the digest {digest}; it must have {'0' * 64}\n",
+    )
+
+
+def test_run_with_a_target(run: Run, bundles: Path, tmp_path: Path) -> None:
+    x = saved(tmp_path / "x.npy", np.float32([4]))
+    path = bundles / "leaky"
+    assert run("run", path, x, "--target", "x86-64-v2") == (0, "[4.]\n", "")
+    assert run("run", path, x, "--target", "x86-64-v4") == (
+        2,
+        "",
+        f"relu-ops: {path}: has no variant for x86-64-v4; it has:\n  x86-64-v2: can run\n",
+    )
+
+
+def test_run_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
+    path = bundles / "leaky"
+    x = saved(tmp_path / "x.npy", np.ones(2))
+    archive = tmp_path / "x.npz"
+    np.savez(archive, x=np.ones(2, np.float32))
+    objects = tmp_path / "objects.npy"
+    np.save(objects, np.array([None]), allow_pickle=True)
+    empty = tmp_path / "empty.npy"
+    empty.write_bytes(b"")
+    missing = tmp_path / "missing.npy"
+    float32 = saved(tmp_path / "y.npy", np.ones(2, np.float32))
+    exact = {
+        (): "leaky_relu takes 1 inputs (x), not 0",
+        (float32, float32): "leaky_relu takes 1 inputs (x), not 2",
+        (x,): "leaky_relu: x.dtype must be float32 (not float64)\n"
+        "hint: convert it first, for example with x.astype('float32')",
+        (missing,): f"{missing}: is not a readable .npy file: "
+        f"[Errno 2] No such file or directory: '{missing}'",
+        (float32, "--output", tmp_path): f"{tmp_path}: cannot be written: Is a directory",
+    }
+    for arguments, message in exact.items():
+        assert run("run", path, *arguments) == (2, "", f"relu-ops: {message}\n")
+    for file in (archive, objects, empty, tmp_path):
+        code, out, err = run("run", path, file)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"relu-ops: {file}: is not a readable .npy file: ")
+    assert run("run", missing, x) == (
+        2,
+        "",
+        f"relu-ops: {missing}: no bundle can be read there: No such file or directory\n",
+    )
+
+
+# ---------------------------------------------------------------- verify
+
+
+def test_verify(run: Run, bundles: Path) -> None:
+    code, out, err = run("verify", bundles / "leaky")
+    assert (code, err) == (0, "")
+    lines = [re.sub(r"[\d,]+ {2,}0 +0$", "N 0 0", line) for line in out.splitlines()]
+    lines = [re.sub(r"^( +)[\d,]+ x .*", "deviation", line) for line in lines]
+    lines = [re.sub(r" {2,}", "  ", line) for line in lines if line != "deviation"]
+    assert lines == [
+        "verify leaky_relu",
+        "target  referee  elements  mismatches  ULP",
+        "x86-64-v2  NumPy reference  N 0 0",
+        "x86-64-v2  onnxruntime  N 0 0",
+        "x86-64-v2  onnx.reference  N 0 0",
+        "x86-64-v2  function body  N 0 0",
+        "ok: every bit agrees",
+    ]
+
+
+def test_verify_as_json(run: Run, bundles: Path) -> None:
+    code, out, err = run("verify", bundles / "add", "--json", "--case", "0")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["ok"] is True
+
+
+def test_verify_fails(run: Run, models: Path, tmp_path: Path) -> None:
+    """A bundle whose libraries compute something else than its model says."""
+    path = tmp_path / "wrong.bundle"
+    manifest, contents = compiler.make(models / "leaky.onnx", "x86-64-v2")
+    _, others = compiler.make(graphs.leaky_relu(alpha=0.25), "x86-64-v2")
+    entries = [
+        bundle.File(
+            f.path, f.role, f.target, bundle.digest_of(c), len(c), f.requires
+        )
+        for f in manifest.files
+        for c in [others["x86-64-v2.so"] if f.target else contents[f.path]]
+    ]
+    bundle.write(
+        path,
+        msgspec.structs.replace(manifest, files=tuple(entries)),
+        {**contents, "x86-64-v2.so": others["x86-64-v2.so"]},
+    )
+    code, out, err = run("verify", path, "--case", "0")
+    assert (code, err) == (1, "")
+    assert out.splitlines()[-1] == "FAILED"
+    reproduce = f"relu-ops verify {path} --seed 0 --target x86-64-v2 --case 0"
+    assert f"  reproduce: {reproduce}" in out.splitlines()
+    code, out, _ = run("verify", path, "--json", "--case", "0")
+    assert code == 1 and json.loads(out)["ok"] is False
+
+
+def test_verify_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    assert run("verify", missing) == (
+        2,
+        "",
+        f"relu-ops: {missing}: cannot be read: No such file or directory\n",
+    )
+    assert run("verify", bundles / "leaky", "--target", "x86-64-v4") == (
+        2,
+        "",
+        f"relu-ops: {bundles / 'leaky'}: has no variant for x86-64-v4; it has:\n"
+        "  x86-64-v2: can run\n",
+    )
+    code, out, err = run("verify", bundles / "add", "--exhaustive", "--case", "0")
+    assert (code, out) == (2, "")
+    assert err == (
+        "relu-ops: add_relu: every bit pattern can be checked for one input of any shape\n"
+        "hint: leave out exhaustive; special values and random draws are checked all the same\n"
+    )
+
+
+# ---------------------------------------------------------------- bench
+
+
+def test_bench_as_json(run: Run, bundles: Path) -> None:
+    code, out, err = run("bench", bundles / "leaky", "--size", "16", "--size", "64", "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out)
+    assert (record["operator"], record["target"]) == ("leaky_relu", "x86-64-v2")
+    assert {t["elements"] for t in record["timings"]} == {16, 64}
+    assert record["timings"][0]["contestant"] == "relu_ops"
+
+
+def test_bench_of_a_model(run: Run, models: Path) -> None:
+    code, out, err = run("bench", models / "leaky.onnx", "--size", "16")
+    assert (code, err) == (0, "")
+    assert "relu_ops" in out
+
+
+def test_bench_refuses(run: Run, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.onnx"
+    message = f"relu-ops: {missing}: cannot be read: No such file or directory\n"
+    assert run("bench", missing, "--size", "16") == (2, "", message)
+
+
+# ---------------------------------------------------------------- cache
+
+
+def test_cache(run: Run, own_cache: Path) -> None:
+    assert run("cache", "list") == (0, "", "")
+    key = "ab" * 32
+    found = cache.fetch(key, lambda: compiler.make(graphs.relu(), "x86-64-v2"))
+    size = len(found.encoded) + sum(map(len, found.contents.values()))
+    assert run("cache", "list") == (0, f"{key[:16]}  {size:>9,}  x86-64-v2   relu\n", "")
+    assert run("cache", "clear") == (0, "", f"{own_cache}: 1 bundles removed\n")
+    assert run("cache", "clear") == (0, "", f"{own_cache}: 0 bundles removed\n")
+    assert run("cache", "list") == (0, "", "")
+
+
+# ---------------------------------------------------------------- verbs with tests of their own
+
+
+def test_inspect(run: Run, bundles: Path, models: Path, tmp_path: Path) -> None:
+    for path in (bundles / "leaky", models / "leaky.onnx"):
+        code, out, err = run("inspect", path)
+        assert (code, err) == (0, "")
+        assert "leaky_relu" in out
+        code, out, err = run("inspect", path, "--json")
+        assert (code, err) == (0, "")
+        assert isinstance(json.loads(out), dict)
+    code, out, err = run("inspect", tmp_path / "missing")
+    assert (code, out) == (2, "")
+    assert err.startswith("relu-ops: ")
+
+
+def test_doctor(run: Run) -> None:
+    code, out, err = run("doctor")
+    assert (code, err) == (0, "") and out
+    code, out, err = run("doctor", "--json")
+    assert (code, err) == (0, "")
+    assert isinstance(json.loads(out), dict)
+
+
+def test_plot(run: Run, bundles: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'relu_ops[plot]'")
+    picture = tmp_path / "leaky.svg"
+    code, out, _ = run("plot", bundles / "leaky", "--output", picture, "--range", "-2", "2")
+    assert (code, out) == (0, "")
+    assert picture.stat().st_size > 0
+    code, out, err = run("plot", tmp_path / "missing.onnx", "--output", picture)
+    assert (code, out) == (2, "")
+    assert err.startswith("relu-ops: ")

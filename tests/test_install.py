@@ -1,0 +1,95 @@
+"""The base install, in a virtual environment of its own: what it brings, and that it runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from relu_ops import compiler, graphs
+
+ROOT = Path(__file__).parents[1]
+LIMIT_BEYOND_NUMPY = 20 * 10**6
+TOOLS = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "wheel", "numpy")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    source = tmp_path_factory.mktemp("source") / "relu_ops"
+    ignored = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if ignored.returncode:
+        pytest.skip("not a git checkout: the source tree cannot be copied cleanly")
+    for name in filter(None, ignored.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    done = subprocess.run(
+        [folder / "bin" / "pip", "install", "-q", "--no-compile", source],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def site_packages(environment: Path) -> Path:
+    (found,) = environment.glob("lib/python3*/site-packages")
+    return found
+
+
+def test_it_brings_no_compiler(environment: Path) -> None:
+    names = {path.name for path in site_packages(environment).iterdir()}
+    assert {"relu_ops", "tvm_ffi", "numpy", "ml_dtypes"} <= names
+    assert not names & {"tvm", "onnx", "onnxruntime", "torch", "matplotlib"}
+
+
+def test_it_is_small(environment: Path) -> None:
+    size = sum(
+        file.stat().st_size
+        for entry in site_packages(environment).iterdir()
+        if not entry.name.startswith(TOOLS)
+        for file in ([entry] if entry.is_file() else entry.rglob("*"))
+        if file.is_file() and file.suffix != ".pyc"
+    )
+    assert 10**6 < size <= LIMIT_BEYOND_NUMPY
+
+
+def test_it_runs_a_bundle(environment: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "leaky.bundle"
+    compiler.build(graphs.leaky_relu(alpha=0.5), ["native"], bundle)
+    code = f"""
+import sys, numpy as np, relu_ops
+op = relu_ops.load({str(bundle)!r})
+print(op(np.float32([-2, 3])))
+print(sorted({{m.partition('.')[0] for m in sys.modules}} & {{'tvm', 'onnx', 'torch'}}))
+"""
+    python = environment / "bin" / "python"
+    done = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={"PATH": ""}
+    )
+    assert (done.stdout, done.stderr) == ("[-1.  3.]\n[]\n", "")
+
+
+def test_compiling_says_what_to_install(environment: Path, tmp_path: Path) -> None:
+    python = environment / "bin" / "python"
+    done = subprocess.run(
+        [python, "-c", "import relu_ops; relu_ops.compile(b'')"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": "", "HOME": str(tmp_path)},
+    )
+    assert done.stderr.splitlines()[-2:] == [
+        "relu_ops.errors.MissingDependencyError: relu_ops.compile needs the package onnx, "
+        "which is not installed",
+        "hint: pip install 'relu_ops[compile]'",
+    ]
