@@ -94,7 +94,7 @@ def fetch(key: str, make: Make) -> Bundle:
         Whatever `make` raises; a cache that cannot be used only costs time.
     """
     try:
-        folder = _usable_directory()
+        folder = usable_directory()
         path = folder / key
         if (found := _read(path)) is not None:
             return found
@@ -108,7 +108,7 @@ def fetch(key: str, make: Make) -> Bundle:
         return bundles.from_contents(key, bundles.encode(manifest), dict(contents))
 
 
-def _usable_directory() -> Path:
+def usable_directory() -> Path:
     """Make the cache directory, and refuse one that somebody else could write into.
 
     Its libraries are code that this process will run.

@@ -305,7 +305,10 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
         "time a bundle or a model against NumPy and onnxruntime",
         (
             (("path",), {"help": "a bundle, or an .onnx file"}),
-            (("--size",), {"action": "append", "type": _count, "help": "elements; may be repeated"}),
+            (
+                ("--size",),
+                {"action": "append", "type": _count, "help": "elements; may be repeated"},
+            ),
             _TARGET,
             _JSON,
         ),

@@ -225,7 +225,7 @@ def _cache() -> dict[str, Any]:
 
     described: dict[str, Any] = {"path": str(cache.directory()), "limit": cache.size_limit()}
     try:
-        folder = cache._usable_directory()  # the rule that compiling goes by
+        folder = cache.usable_directory()  # the rule that compiling goes by
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (CacheError, OSError) as error:

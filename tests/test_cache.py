@@ -176,7 +176,7 @@ def test_a_folder_that_others_can_write_is_not_used(folder: Path, mode: int) -> 
     folder.mkdir()
     folder.chmod(mode)
     with pytest.raises(CacheError) as caught:
-        cache._usable_directory()
+        cache.usable_directory()
     assert str(caught.value) == (
         f"cache {folder}: can be written by others\nhint: chmod 700 {folder}"
     )
@@ -203,7 +203,7 @@ def test_a_folder_of_somebody_else_is_not_used(
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     with pytest.raises(CacheError) as caught:
-        cache._usable_directory()
+        cache.usable_directory()
     assert str(caught.value) == f"cache {folder}: belongs to the user {owner}, not to this one"
     assert_made(cache.fetch(KEY, Maker()))
     assert os.listdir(folder) == []
@@ -220,7 +220,7 @@ def test_a_file_where_the_folder_should_be(folder: Path) -> None:
 def test_a_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cache.DIRECTORY_VARIABLE, "/proc/relu_ops")
     with pytest.raises(CacheError, match=r"^cache /proc/relu_ops: cannot be made: "):
-        cache._usable_directory()
+        cache.usable_directory()
     assert_made(cache.fetch(KEY, Maker()))
 
 

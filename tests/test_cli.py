@@ -412,9 +412,7 @@ def test_verify_fails(run: Run, models: Path, tmp_path: Path) -> None:
     manifest, contents = compiler.make(models / "leaky.onnx", "x86-64-v2")
     _, others = compiler.make(graphs.leaky_relu(alpha=0.25), "x86-64-v2")
     entries = [
-        bundle.File(
-            f.path, f.role, f.target, bundle.digest_of(c), len(c), f.requires
-        )
+        bundle.File(f.path, f.role, f.target, bundle.digest_of(c), len(c), f.requires)
         for f in manifest.files
         for c in [others["x86-64-v2.so"] if f.target else contents[f.path]]
     ]

@@ -215,6 +215,15 @@ def test_run_node() -> None:
     assert as_bits(y).tolist() == [2, 4]
 
 
+def test_clip_before_opset_11_clips_infinities_to_the_extremes_of_float32() -> None:
+    # The schema says so: min and max have the extremes of float32 as their defaults.
+    largest = float(np.finfo(np.float32).max)
+    for dtype, extreme in ((np.float32, largest), (np.float64, largest), (np.float16, np.inf)):
+        x = np.asarray([-np.inf, np.nan, 0.5, np.inf], dtype)
+        (y,) = onnx_backend.run_node(helper.make_node("Clip", ["x"], ["y"]), x, opset_version=6)
+        assert_same_bits(y, np.asarray([-extreme, np.nan, 0.5, extreme], dtype), "Clip-6")
+
+
 def test_run_node_refuses() -> None:
     node = helper.make_node("Relu", ["x"], ["y"])
     with pytest.raises(ArgumentTypeError, match=r"Relu takes 1 inputs \(x\), not 2"):

@@ -30,8 +30,9 @@ import pytest
 
 from relu_ops import bundle, compiler, graphs, targets
 from relu_ops.errors import ArgumentError, ArgumentTypeError, BundleError
-from relu_ops.runtime import dispatch
+from relu_ops.runtime import dispatch, library, threads
 from relu_ops.runtime.operator import Operator
+from relu_ops.runtime.threads import Settings
 from relu_ops.semantics import DTYPES
 from relu_ops.verification import random_values, same, special_values
 
@@ -432,6 +433,30 @@ def test_every_byte_offset_and_nothing_else_is_written(relu: Operator) -> None:
         relu(misaligned(x, offset), out=out)
         assert same(np.array(out), expected_relu(x)).all(), (offset, count)
         assert (memory[:start] == guard).all() and (memory[stop:] == guard).all(), (offset, count)
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings(1, 1 << 62, 0), Settings(3, 0, 1 << 62), Settings(3, 0, 0)], ids=str
+)
+def test_every_byte_offset_with_streaming_stores_and_threads(
+    relu: Operator, three: Operator, settings: Settings
+) -> None:
+    """Streaming stores fault on addresses that are not aligned."""
+    x = draw(5000)
+    expected = expected_relu(x)
+    library.configure_all(settings)
+    try:
+        for offset in range(64):
+            out = misaligned(np.zeros_like(x), offset)
+            relu(misaligned(x, 63 - offset), out=out)
+            assert same(np.array(out), expected).all(), offset
+            outs = [misaligned(np.zeros_like(x), (offset + 5 * k) % 64) for k in range(3)]
+            three(misaligned(x, offset), out=outs)
+            wanted = (expected, -expected, x)
+            for actual, right in zip(outs, wanted, strict=True):
+                assert same(np.array(actual), right).all(), offset
+    finally:
+        library.configure_all(threads.settings())
 
 
 @pytest.mark.parametrize("dtype", graphs.dtypes("relu"))
@@ -873,7 +898,7 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     [_FLUSH_TO_ZERO, _DENORMALS_ARE_ZERO, _FLUSH_TO_ZERO | _DENORMALS_ARE_ZERO, _ROUND_UP],
     ids=hex,
 )
-@pytest.mark.parametrize("path", ["fast", "careful", "bound"])
+@pytest.mark.parametrize("path", ["fast", "careful", "bound", "threads"])
 def test_the_callers_float_mode_changes_no_bit_and_stays(
     leaky: Operator, control: ctypes.CDLL, mode: int, path: str
 ) -> None:
@@ -883,6 +908,8 @@ def test_the_callers_float_mode_changes_no_bit_and_stays(
     bound = leaky.bind(x, out=out)
     before = control.get_control()
     try:
+        if path == "threads":
+            library.configure_all(Settings(3, 0, 1 << 62))
         control.set_control(before | mode)
         if path == "bound":
             bound()
@@ -891,6 +918,7 @@ def test_the_callers_float_mode_changes_no_bit_and_stays(
         after = control.get_control()
     finally:
         control.set_control(before)
+        library.configure_all(threads.settings())
     assert (out.view(np.uint32) == expected.view(np.uint32)).all()
     assert (after & ~_STICKY) == ((before | mode) & ~_STICKY)
 
@@ -908,12 +936,12 @@ def test_threads_share_an_operator(leaky: Operator) -> None:
             if not (same(out, expected[k]).all() and same(careful, expected[k]).all()):
                 wrong.append(k)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert not any(worker.is_alive() for worker in workers)
     assert not wrong
 
 

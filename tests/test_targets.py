@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import re
 from collections.abc import Callable
@@ -88,7 +89,7 @@ def test_what_is_no_name_is_refused(name: Any) -> None:
 
 def test_each_level_is_on_top_of_the_one_before() -> None:
     levels = [TARGETS[name] for name in CPU_TARGETS]
-    for lower, higher in zip(levels, levels[1:], strict=False):
+    for lower, higher in itertools.pairwise(levels):
         assert set(lower.flags) < set(higher.flags)
         assert lower.vector_bytes < higher.vector_bytes
 

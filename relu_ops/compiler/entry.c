@@ -332,8 +332,10 @@ static void run_nest(const Plan* plan, int stream) {
     data[k] = plan->data[k];
   }
   const Kernel* kernel = choose_kernel(inner);
-  /* Short rows would be all head and tail. */
-  stream = stream && kernel->stream && n * OP.itemsizes[OP.leaf_count] >= 8 * OP.vector_bytes;
+  /* Short rows would be all head and tail; between elements no store is ever aligned. */
+  int64_t itemsize = OP.itemsizes[OP.leaf_count];
+  int aligned = (uintptr_t)data[OP.leaf_count] % (uintptr_t)itemsize == 0;
+  stream = stream && kernel->stream && aligned && n * itemsize >= 8 * OP.vector_bytes;
   for (;;) {
     if (stream) run_streaming(kernel, data, row, inner, rows, n);
     else kernel->call(data, row, inner, rows, n);
@@ -377,7 +379,7 @@ typedef struct {
 /* Chunks of a dimension end at multiples of GRAIN elements, where there are as many. */
 #define GRAIN 1024
 static int64_t boundary(int64_t extent, int64_t chunk, int64_t chunks) {
-  int64_t at = (int64_t)((__int128)extent * chunk / chunks);
+  int64_t at = extent / chunks * chunk + extent % chunks * chunk / chunks;
   return chunk < chunks && extent >= GRAIN * chunks ? at / GRAIN * GRAIN : at;
 }
 

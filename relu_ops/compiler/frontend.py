@@ -591,7 +591,7 @@ def _clip(call: _Call) -> int:
     if call.version < 11:
         # The schema's defaults are float32's extremes: an infinity is clipped to them.
         largest = float(np.finfo(np.float32).max)
-        bounds = [
+        bounds: list[int | None] = [
             call.scalar(call.attributes.get(name, default), x)
             for name, default in (("min", -largest), ("max", largest))
         ]

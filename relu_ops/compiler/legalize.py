@@ -405,33 +405,30 @@ def clip(e: Emitter, x: Operand, low: Operand | None, high: Operand | None) -> O
 
 
 def absolute(e: Emitter, x: Operand) -> Operand:
+    """Clears the sign bit, of NaN too; an integer MIN stays itself."""
     if x.row.is_float:
-        return _with_sign_bit(e, x, lambda bits, mask: bits & ~mask)
+        rest = e.integer(f"uint{x.row.bits}", (1 << (x.row.bits - 1)) - 1)
+        return _with_bits(e, x, lambda bits: bits & rest)
     if x.row.kind == "uint":
         return x
     return e.select(_is_negative(e, x), negative(e, x), x)
 
 
 def negative(e: Emitter, x: Operand) -> Operand:
+    """Flips the sign bit, of NaN and zero too; integers wrap."""
     if x.row.is_float:
-        return _with_sign_bit(e, x, lambda bits, mask: bits ^ mask)
+        sign_bit = e.integer(f"uint{x.row.bits}", 1 << (x.row.bits - 1))
+        return _with_bits(e, x, lambda bits: tirx.bitwise_xor(bits, sign_bit))
     zero = e.zero(x.dtype).expr
     return Operand(x.dtype, e.bind(x.dtype, e.wrapping("sub", x.dtype, zero, x.expr)))
 
 
-def _with_sign_bit(e: Emitter, x: Operand, change: Callable[[int, int], Any]) -> Operand:
-    """Change only the sign bit, of NaN too."""
-    unsigned = f"uint{x.row.bits}"
-    bits = x.expr if x.row.is_narrow_float else e.bits(unsigned, x.expr)
-    sign = 1 << (x.row.bits - 1)
-    cleared = change(0, sign) == 0
-    if cleared:
-        changed = bits & e.integer(unsigned, sign - 1)
-    else:
-        changed = tirx.bitwise_xor(bits, e.integer(unsigned, sign))
+def _with_bits(e: Emitter, x: Operand, change: Callable[[Expr], Expr]) -> Operand:
+    """A float with its bits changed; no arithmetic touches it."""
     if x.row.is_narrow_float:
-        return Operand(x.dtype, e.bind("uint16", changed))
-    return Operand(x.dtype, e.bind(x.dtype, e.bits(x.dtype, changed)))
+        return Operand(x.dtype, e.bind("uint16", change(x.expr)))
+    bits = change(e.bits(f"uint{x.row.bits}", x.expr))
+    return Operand(x.dtype, e.bind(x.dtype, e.bits(x.dtype, bits)))
 
 
 def sign(e: Emitter, x: Operand) -> Operand:

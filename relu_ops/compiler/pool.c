@@ -12,7 +12,8 @@
 #include <unistd.h>
 #include <xmmintrin.h>
 
-/* glibc 2.34 moved this into libc under a new version; the old one is there on every system. */
+/* glibc 2.34 moved this into libc under a new version; the old one is there on every system.
+ * Whatever else is called here has kept its old version (pthread_sigmask has not). */
 __asm__(".symver pthread_create,pthread_create@GLIBC_2.2.5");
 
 #define MAX_WORKERS 255
@@ -90,11 +91,10 @@ static void start_workers(Pool* pool, int wanted) {
   sigset_t all, before;
   if (atomic_load(&pool->workers) >= wanted) return;
   sigfillset(&all); /* signals are the caller's business */
-  pthread_sigmask(SIG_SETMASK, &all, &before);
+  sigprocmask(SIG_SETMASK, &all, &before); /* on Linux, of this thread */
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  pthread_attr_setstacksize(&attributes, 256 * 1024);
   while (atomic_load(&pool->workers) < wanted) {
     Worker* worker = (Worker*)malloc(sizeof(Worker));
     pthread_t thread;
@@ -109,7 +109,7 @@ static void start_workers(Pool* pool, int wanted) {
     atomic_fetch_add(&pool->workers, 1);
   }
   pthread_attr_destroy(&attributes);
-  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  sigprocmask(SIG_SETMASK, &before, NULL);
 }
 
 /* A child has none of its parent's threads, and no job of theirs. */
@@ -162,6 +162,9 @@ void relu_ops_parallel(PoolTask task, void* argument, int64_t chunks, int thread
   }
   start_workers(pool, threads - 1);
   unsigned generation = atomic_load(&pool->generation) + 1;
+  /* First of all nothing can be claimed: a worker that is late for the last job, which ended at a
+   * lower chunk than this one may, would otherwise take a chunk of this one under its number. */
+  atomic_store(&pool->claim, (unsigned long long)generation << 32 | 0xFFFFFFFFu);
   atomic_store(&pool->task, task);
   atomic_store(&pool->argument, argument);
   atomic_store(&pool->chunks, chunks);
