@@ -52,11 +52,13 @@ class Tensor(Record, frozen=True):
 
 
 class Term(Record, frozen=True):
-    """What a shape is a broadcast of: an input, or a constant shape; see `ir.Term`."""
+    """What a shape is a broadcast of: an input, or a constant shape; see `ir.Term` and `View`."""
 
     input: int | None
     shape: tuple[int, ...]
     trailing: int
+    axis: int
+    block: int
 
 
 class Requirement(Record, frozen=True):
@@ -400,6 +402,10 @@ def _check_manifest(manifest: Manifest) -> None:
     for term in every_term:
         known = term.input is None or 0 <= term.input < len(manifest.inputs)
         check(known and 0 <= term.trailing <= 16, "a term names no input")
+        source = term.shape if term.input is None else manifest.inputs[term.input].shape
+        rank = 0 if source is None else len(source) + term.trailing
+        repeats = 1 <= term.block < 2**31 and 0 <= term.axis < max(rank, 1)
+        check(repeats and (source is not None or term.block == 1), "a term repeats no dimension")
         check(len(term.shape) <= 16 and all(0 <= d < 2**62 for d in term.shape), "a shape is wrong")
     paths = [entry.path for entry in manifest.files]
     check(len(set(paths)) == len(paths), "a file is listed twice")

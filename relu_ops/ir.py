@@ -29,17 +29,44 @@ class Input:
     shape: Shape | None
 
 
+@dataclass(frozen=True, order=True)
+class View:
+    """How a value is seen by its user, when not as it is.
+
+    Attributes:
+        trailing: Unit dimensions appended: how a per-channel vector lies along an axis that is
+            not the last.
+        axis: The dimension, counted from the last, along which every element is repeated.
+        block: How often: 1, or the block size of a blocked quantization.
+    """
+
+    trailing: int = 0
+    axis: int = 0
+    block: int = 1
+
+    def then(self, outer: View) -> View:
+        """This view, seen through another one. At most one of them may repeat."""
+        assert self.block == 1 or outer.block == 1
+        trailing = self.trailing + outer.trailing
+        if self.block == 1:
+            return View(trailing, outer.axis, outer.block)
+        return View(trailing, self.axis + outer.trailing, self.block)
+
+    def shape(self, shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The shape that a value of some shape has in this view."""
+        seen = [*shape, *(1,) * self.trailing]
+        if self.block > 1:
+            seen[-1 - self.axis] *= self.block
+        return tuple(seen)
+
+
 @dataclass(frozen=True)
 class Term:
-    """Something a shape depends on: an input (by index), or a constant's own shape.
-
-    `trailing` unit dimensions are appended before broadcasting: how a per-channel vector lies
-    along an axis that is not the last.
-    """
+    """Something a shape depends on: an input (by index), or a constant's own shape, in a view."""
 
     input: int | None
     shape: tuple[int, ...] = ()
-    trailing: int = 0
+    view: View = View()
 
 
 @dataclass(frozen=True)
@@ -47,7 +74,7 @@ class Value:
     """One value of the graph.
 
     Attributes:
-        kind: "input", "constant", "expand" (append `trailing` unit dimensions) or "apply".
+        kind: "input", "constant", "view" (of another value) or "apply".
         dtype: A name of `semantics.DTYPES`.
         terms: What the shape is the broadcast of.
         operator: The row of `semantics.OPERATORS`, for "apply".
@@ -55,7 +82,7 @@ class Value:
         attributes: The operator's scalar attributes, already in their final form.
         input: The index of the graph input, for "input".
         array: The array, for "constant": a single element where all are alike.
-        trailing: For "expand".
+        view: For "view".
     """
 
     kind: str
@@ -66,7 +93,16 @@ class Value:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     input: int = -1
     array: np.ndarray | None = None
-    trailing: int = 0
+    view: View = View()
+
+    @property
+    def is_leaf(self) -> bool:
+        """True for what a kernel loads: inputs, and constants of more than one element."""
+        return self.kind == "input" or (self.array is not None and self.array.shape != ())
+
+
+Key = tuple[int, View]
+"""A value of a graph, and how it is seen."""
 
 
 @dataclass(frozen=True)
@@ -97,29 +133,35 @@ class Graph:
     values: tuple[Value, ...]
     requirements: tuple[Requirement, ...]
 
+    def reachable(self) -> list[Key]:
+        """What the outputs need, each value in every way in which it is seen, operands first."""
+        seen: set[Key] = set()
+        pending = [(output.value, View()) for output in self.outputs]
+        while pending:
+            index, view = pending.pop()
+            if (index, view) not in seen:
+                seen.add((index, view))
+                value = self.values[index]
+                inner = value.view.then(view)
+                pending += [(a, inner) for a in value.arguments if a is not None]
+        return sorted(seen)
+
     def live_values(self) -> list[int]:
         """Indices of the values that some output needs, in evaluation order."""
-        needed: set[int] = set()
-        pending = [output.value for output in self.outputs]
-        while pending:
-            index = pending.pop()
-            if index not in needed:
-                needed.add(index)
-                pending += [a for a in self.values[index].arguments if a is not None]
-        return sorted(needed)
+        return sorted({index for index, _ in self.reachable()})
 
 
 def ordered(terms: Iterable[Term]) -> list[Term]:
     """Terms in a fixed order, so that what is generated from a set is the same every time."""
     return sorted(
-        terms, key=lambda t: (t.input is None, t.input or 0, len(t.shape), t.shape, t.trailing)
+        terms, key=lambda t: (t.input is None, t.input or 0, len(t.shape), t.shape, t.view)
     )
 
 
 def term_shape(term: Term, input_shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
     """The concrete shape of a term, given the shapes of the inputs."""
     shape = term.shape if term.input is None else tuple(input_shapes[term.input])
-    return shape + (1,) * term.trailing
+    return term.view.shape(shape)
 
 
 def broadcast_terms(terms: Iterable[Term], input_shapes: list[tuple[int, ...]]) -> tuple[int, ...]:

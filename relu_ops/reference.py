@@ -240,8 +240,11 @@ def _evaluate_value(value: ir.Value, results: dict[int, Array], inputs: Sequence
     if value.kind == "constant":
         assert value.array is not None
         return value.array
-    if value.kind == "expand":
+    if value.kind == "view":
         operand = results[value.arguments[0] or 0]
-        return operand.reshape(operand.shape + (1,) * value.trailing)
+        operand = operand.reshape(operand.shape + (1,) * value.view.trailing)
+        if value.view.block == 1:
+            return operand
+        return np.repeat(operand, value.view.block, axis=operand.ndim - 1 - value.view.axis)
     operands = [None if a is None else results[a] for a in value.arguments]
     return apply(value.operator, operands, dict(value.attributes))

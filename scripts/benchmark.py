@@ -1,4 +1,4 @@
-"""Times operators of `relu_ops.graphs` against NumPy and onnxruntime, per target of this machine."""
+"""Times operators of `relu_ops.graphs` against NumPy and onnxruntime, on each target here."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CC", raising=False)
-    with pytest.raises(BuildError, match="needs a C or C\\+\\+ compiler .* none was found"):
+    with pytest.raises(BuildError, match=r"needs a C or C\+\+ compiler .* none was found"):
         compiler.make(graphs.relu(), ["x86-64-v2"])
 
 

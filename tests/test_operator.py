@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -943,6 +944,31 @@ def test_threads_share_an_operator(leaky: Operator) -> None:
         worker.join(60)
     assert not any(worker.is_alive() for worker in workers)
     assert not wrong
+
+
+def hammer(relu: Operator, seconds: float) -> None:
+    """Calls in a row that are split into different numbers of chunks."""
+    outs = [np.empty(count, np.float32) for count in (2, 3, 5, 16, 40)]
+    calls = [relu.bind(np.full(len(out), -1, np.float32), out=out) for out in outs]
+    library.configure_all(Settings(4, 0, 1 << 62))
+    try:
+        stop = time.monotonic() + seconds
+        while time.monotonic() < stop:
+            for out, call in zip(outs, calls, strict=True):
+                out.fill(42)
+                call()
+                assert not out.any()
+    finally:
+        library.configure_all(threads.settings())
+
+
+def test_workers_late_for_one_call_do_no_harm_to_the_next(relu: Operator) -> None:
+    hammer(relu, seconds=1)
+
+
+@pytest.mark.exhaustive
+def test_workers_late_for_one_call_do_no_harm_to_the_next_for_a_minute(relu: Operator) -> None:
+    hammer(relu, seconds=60)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from relu_ops import bundle, targets
-from relu_ops.bundle import Bundle, File, Manifest, Tensor, Term
+from relu_ops.bundle import Bundle, File, Manifest, Tensor
 from relu_ops.errors import TargetError
 from relu_ops.runtime import dispatch
 from relu_ops.targets import CPU_TARGETS, TARGETS, Machine, Target
@@ -197,7 +197,7 @@ def held(*names: str) -> Bundle:
         operator="op",
         inputs=(Tensor("x", "float32", None),),
         outputs=(Tensor("y", "float32", None),),
-        output_terms=((Term(0, (), 0),),),
+        output_terms=((),),
         requirements=(),
         tvm_ffi_abi="0.1",
         producer={},

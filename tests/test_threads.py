@@ -88,6 +88,28 @@ def test_broadcast_chains(layout: str, mode: str) -> None:
         assert same(operator(view, *inputs[1:]), expected).all()
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_blocked_quantization(axis: int) -> None:
+    from onnx import TensorProto, helper
+
+    shape, block = [6, 8, 12], 2
+    blocks = [d // block if k == axis else d for k, d in enumerate(shape)]
+    types = [("x", TensorProto.INT8, shape), ("s", TensorProto.FLOAT, blocks)]
+    info = [helper.make_tensor_value_info(*t) for t in (*types, ("y", TensorProto.FLOAT, shape))]
+    node = helper.make_node("DequantizeLinear", ["x", "s"], ["y"], axis=axis, block_size=block)
+    graph = helper.make_graph([node], "g", info[:2], info[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    draw = np.random.default_rng(2)
+    x = draw.integers(-128, 128, shape, np.int8)
+    scale = draw.standard_normal(blocks, np.float32)
+    expected = x * np.repeat(scale, block, axis)
+    for target in HERE:
+        operator = operator_of(model, target)
+        assert same(operator(x, scale), expected).all()
+        flipped = np.asfortranarray(x)[::-1], scale[::-1]
+        assert same(operator(*flipped), expected[::-1]).all()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_in_place(mode: str) -> None:
     operator = operator_of(graphs.leaky_relu(alpha=0.5), HERE[-1])

@@ -108,4 +108,7 @@ def _manifest(graph: ir.Graph, files: Sequence[File]) -> Manifest:
 
 
 def _terms(terms: frozenset[ir.Term]) -> tuple[bundles.Term, ...]:
-    return tuple(bundles.Term(t.input, t.shape, t.trailing) for t in ir.ordered(terms))
+    return tuple(
+        bundles.Term(t.input, t.shape, t.view.trailing, t.view.axis, t.view.block)
+        for t in ir.ordered(terms)
+    )

@@ -67,10 +67,12 @@ static int refuse(const char* kind, const char* name, const char* reason) {
   return -1;
 }
 
+static const Seen AS_IT_IS = {0, 0, 1};
+
 /* ---- shapes ------------------------------------------------------------------------------ */
 
-static int broadcast_into(Shape* to, int32_t rank, const int64_t* dims, int32_t trailing) {
-  int32_t whole = rank + trailing;
+static int broadcast_into(Shape* to, int32_t rank, const int64_t* dims, Seen seen) {
+  int32_t whole = rank + seen.trailing;
   if (whole > MAX_RANK) return -1;
   while (to->rank < whole) {
     memmove(to->extent + 1, to->extent, sizeof(int64_t) * (size_t)to->rank);
@@ -79,9 +81,10 @@ static int broadcast_into(Shape* to, int32_t rank, const int64_t* dims, int32_t 
   }
   for (int32_t d = 0; d < rank; ++d) {
     int64_t* extent = &to->extent[to->rank - whole + d];
-    if (dims[d] == 1 || dims[d] == *extent) continue;
+    int64_t dim = dims[d] * (whole - 1 - d == seen.axis ? seen.block : 1);
+    if (dim == 1 || dim == *extent) continue;
     if (*extent != 1) return -1;
-    *extent = dims[d];
+    *extent = dim;
   }
   return 0;
 }
@@ -91,7 +94,7 @@ static int shape_of(Shape* shape, Terms terms, const View* in) {
   for (int k = 0; k < terms.count; ++k) {
     const Term* t = &terms.terms[k];
     const View* v = t->input < 0 ? NULL : &in[t->input];
-    if (broadcast_into(shape, v ? v->rank : t->rank, v ? v->shape : t->dims, t->trailing))
+    if (broadcast_into(shape, v ? v->rank : t->rank, v ? v->shape : t->dims, t->seen))
       return -1;
   }
   return 0;
@@ -126,7 +129,7 @@ static int check_output(const View* view, const OutputSpec* spec, const View* in
   if (view->rank != shape.rank ||
       memcmp(view->shape, shape.extent, sizeof(int64_t) * (size_t)shape.rank) != 0)
     return refuse("ValueError", spec->name, "has the wrong shape");
-  if (broadcast_into(iteration, shape.rank, shape.extent, 0))
+  if (broadcast_into(iteration, shape.rank, shape.extent, AS_IT_IS))
     return refuse("ValueError", spec->name, "does not broadcast with the other outputs");
   return 0;
 }
@@ -138,7 +141,8 @@ static int check_requirement(const Requirement* requirement, const View* in) {
   int32_t lead = 0; /* leading unit dimensions do not count */
   while (terms.rank - lead > into.rank && terms.extent[lead] == 1) ++lead;
   both = into;
-  if (broadcast_into(&both, terms.rank - lead, terms.extent + lead, 0) || both.rank != into.rank ||
+  if (broadcast_into(&both, terms.rank - lead, terms.extent + lead, AS_IT_IS) ||
+      both.rank != into.rank ||
       memcmp(both.extent, into.extent, sizeof(int64_t) * (size_t)into.rank) != 0)
     return refuse("ValueError", requirement->what, "does not broadcast into its target");
   return 0;
@@ -148,13 +152,13 @@ static int check_requirement(const Requirement* requirement, const View* in) {
 
 /* Strides of an operand along the dimensions of the iteration. */
 static void lay_out(int64_t* stride, const Shape* iteration, int32_t rank, const int64_t* dims,
-                    const int64_t* strides, int32_t trailing) {
+                    const int64_t* strides, Seen seen) {
   int64_t compact = 1;
   for (int32_t d = 0; d < iteration->rank; ++d) stride[d] = 0;
   for (int32_t d = rank - 1; d >= 0; --d) {
     if (dims[d] != 1) {
       /* Every operand broadcasts into the iteration, leading unit dimensions aside. */
-      stride[iteration->rank - rank - trailing + d] = strides ? strides[d] : compact;
+      stride[iteration->rank - rank - seen.trailing + d] = strides ? strides[d] : compact;
     }
     compact *= dims[d];
   }
@@ -259,6 +263,38 @@ static int skip_empty(Plan* plan, const View* in, const View* out) {
   return 0;
 }
 
+/* Split dimension d into blocks: outside over the blocks, inside over the elements of one. */
+static void split_dim(Plan* plan, int32_t d, int32_t axis, int64_t block) {
+  memmove(plan->extent + d + 1, plan->extent + d, sizeof(int64_t) * (size_t)(plan->rank - d));
+  plan->extent[d] /= block;
+  plan->extent[d + 1] = block;
+  for (int k = 0; k < OP.operand_count; ++k) {
+    int64_t* stride = plan->stride[k];
+    memmove(stride + d + 1, stride + d, sizeof(int64_t) * (size_t)(plan->rank - d));
+    int repeated = k < OP.leaf_count && OP.leaves[k].seen.block == block &&
+                   OP.leaves[k].seen.axis == axis && block > 1;
+    if (repeated) stride[d + 1] = 0;
+    else stride[d] *= block;
+  }
+  plan->rank++;
+}
+
+/* Give every dimension that a leaf repeats in blocks a dimension for the block. The dimensions
+ * left of it go first, since each split moves what lies left of it. */
+static int split_blocks(Plan* plan) {
+  int32_t whole = plan->rank;
+  for (int32_t axis = whole - 1; axis >= 0; --axis)
+    for (int k = 0; k < OP.leaf_count; ++k) {
+      Seen seen = OP.leaves[k].seen;
+      int32_t d = whole - 1 - axis + (plan->rank - whole);
+      if (seen.block < 2 || seen.axis != axis || plan->extent[d] % seen.block != 0) continue;
+      if (plan->rank == MAX_RANK) return -1;
+      split_dim(plan, d, axis, seen.block);
+      break;
+    }
+  return 0;
+}
+
 static int prepare(Plan* plan, const View* in, const View* out) {
   int64_t symbols[OP.symbol_count + 1];
   for (int k = 0; k < OP.symbol_count; ++k) symbols[k] = -1;
@@ -277,13 +313,15 @@ static int prepare(Plan* plan, const View* in, const View* out) {
     const View* v = leaf->input < 0 ? NULL : &in[leaf->input];
     plan->data[k] = v ? v->data : (char*)leaf->constant;
     lay_out(plan->stride[k], &iteration, v ? v->rank : leaf->rank, v ? v->shape : leaf->dims,
-            v ? v->strides : NULL, leaf->trailing);
+            v ? v->strides : NULL, leaf->seen);
   }
   for (int k = 0; k < OP.output_count; ++k) {
     plan->data[OP.leaf_count + k] = out[k].data;
-    lay_out(plan->stride[OP.leaf_count + k], &iteration, out[k].rank, out[k].shape, out[k].strides, 0);
+    lay_out(plan->stride[OP.leaf_count + k], &iteration, out[k].rank, out[k].shape, out[k].strides,
+            AS_IT_IS);
   }
   if (skip_empty(plan, in, out)) return 0;
+  if (split_blocks(plan)) return refuse("ValueError", "the inputs", "have too many dimensions");
   collapse(plan);
   return check_overlap(plan);
 }

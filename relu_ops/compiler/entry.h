@@ -16,9 +16,16 @@ typedef struct {
   const int64_t* dims;
 } InputSpec;
 
+/* How an array is seen: with unit dimensions appended, and every element along one dimension
+ * (counted from the last) repeated `block` times. */
+typedef struct {
+  int16_t trailing, axis;
+  int64_t block;
+} Seen;
+
 typedef struct {
   int16_t input; /* -1: a constant shape */
-  int16_t trailing;
+  Seen seen;
   int16_t rank;
   const int64_t* dims;
 } Term;
@@ -41,7 +48,7 @@ typedef struct {
 
 typedef struct {
   int16_t input; /* -1: a constant, at `constant` */
-  int16_t trailing;
+  Seen seen;
   uint8_t itemsize;
   int16_t rank;
   const int64_t* dims;

@@ -193,12 +193,32 @@ def _opset(proto: onnx.ModelProto) -> int:
     if len(versions) != 1:
         raise ModelError(f"the model must import the ONNX opset once (not {len(versions)} times)")
     newest = onnx.defs.onnx_opset_version()
-    if not MINIMUM_OPSET <= versions[0] <= newest:
+    if not 1 <= versions[0] <= newest:
         raise UnsupportedError(
             f"the model's opset is {versions[0]}; it must be {MINIMUM_OPSET} to {newest}",
-            "convert it with onnx.version_converter.convert_version, or install a newer onnx",
+            _CONVERT,
         )
     return versions[0]
+
+
+_CONVERT = "convert it with onnx.version_converter.convert_version, or install a newer onnx"
+
+
+def _schema(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema:
+    """The schema of a node; below the oldest opset, only if it was the same there already."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+    except onnx.defs.SchemaError as error:
+        raise ModelError(f"{_describe(node)}: opset {opset} has no {node.op_type}") from error
+    if opset < MINIMUM_OPSET:
+        oldest = onnx.defs.get_schema(node.op_type, MINIMUM_OPSET, "")
+        if oldest.since_version != schema.since_version:
+            raise UnsupportedError(
+                f"{_describe(node)}: {node.op_type} of opset {opset}; the model's opset must be "
+                f"{MINIMUM_OPSET} to {onnx.defs.onnx_opset_version()}",
+                _CONVERT,
+            )
+    return schema
 
 
 def _describe(node: onnx.NodeProto) -> str:
@@ -250,9 +270,11 @@ class _Importer:
         outputs = tuple(self._output(info) for info in graph.output)
         if not outputs:
             raise ModelError("the model has no outputs")
-        return ir.Graph(
+        result = ir.Graph(
             graph.name, tuple(self.inputs), outputs, tuple(self.values), tuple(self.requirements)
         )
+        _check_blocks(result)
+        return result
 
     def _input(self, info: onnx.ValueInfoProto) -> int:
         dtype, shape = _declared(info)
@@ -278,7 +300,7 @@ class _Importer:
 
     def _node(self, node: onnx.NodeProto) -> None:
         _check_scope(node, self.opset, self.proto)
-        schema = onnx.defs.get_schema(node.op_type, self.opset, "")
+        schema = _schema(node, self.opset)
         try:
             operands = [self.names[name] if name else None for name in node.input]
         except KeyError as error:
@@ -305,16 +327,16 @@ class _Importer:
         term = ir.Term(None, tuple(shape))
         return self._add(ir.Value("constant", dtype, frozenset({term}), array=array), tuple(shape))
 
-    def expand(self, value: int, trailing: int) -> int:
-        """Append unit dimensions to a value's shape."""
-        if trailing == 0:
+    def seen(self, value: int, view: ir.View) -> int:
+        """A view of a value."""
+        if view == ir.View():
             return value
         source = self.values[value]
-        terms = frozenset(ir.Term(t.input, t.shape, t.trailing + trailing) for t in source.terms)
+        terms = frozenset(ir.Term(t.input, t.shape, t.view.then(view)) for t in source.terms)
         shape = self.shapes[value]
         return self._add(
-            ir.Value("expand", source.dtype, terms, arguments=(value,), trailing=trailing),
-            None if shape is None else shape + (1,) * trailing,
+            ir.Value("view", source.dtype, terms, arguments=(value,), view=view),
+            None if shape is None else _viewed_shape(shape, view),
         )
 
     def apply(
@@ -359,6 +381,27 @@ class _Importer:
             _check_requirement(requirement)
         else:
             self.requirements.append(requirement)
+
+
+def _check_blocks(graph: ir.Graph) -> None:
+    """One dimension is split into blocks of one size: a kernel loops over it once."""
+    sizes: dict[int, int] = {}
+    for _, view in graph.reachable():
+        if view.block > 1 and sizes.setdefault(view.axis, view.block) != view.block:
+            raise UnsupportedError(
+                f"the model quantizes one axis in blocks of {sizes[view.axis]} and {view.block}",
+                "use one block size per axis",
+            )
+
+
+def _viewed_shape(shape: ir.Shape, view: ir.View) -> ir.Shape:
+    static = view.shape(tuple(d if isinstance(d, int) else 0 for d in shape))
+    named = (*shape, *(1,) * view.trailing)
+    repeated = len(static) - 1 - view.axis if view.block > 1 else None
+    return tuple(
+        s if isinstance(d, int) else None if k == repeated else d
+        for k, (d, s) in enumerate(zip(named, static, strict=True))
+    )
 
 
 def _check_requirement(requirement: ir.Requirement) -> None:
@@ -511,7 +554,7 @@ class _Call:
                 f"{_describe(self.node)}: axis {axis} does not fit rank {rank} and {what} of "
                 f"rank {own}"
             )
-        return self.importer.expand(value, rank - own - first)
+        return self.importer.seen(value, ir.View(rank - own - first))
 
 
 Handler = Callable[[_Call], int]
@@ -693,14 +736,12 @@ def _quantization_operands(call: _Call) -> tuple[int, int, int | None]:
     x, scale = call.operands[0], call.operands[1]
     assert x is not None and scale is not None
     zero_point = call.operand(2)
-    if call.attributes.get("block_size", 0):
-        raise UnsupportedError(
-            f"{_describe(call.node)}: blocked quantization (block_size) is not supported",
-            "quantize per tensor or per axis",
-        )
     if zero_point is not None:
         call.importer.require(f"{_describe(call.node)}: zero_point", zero_point, [scale])
-    if call.version >= 13 and call.rank(scale) == 1 and call.importer.shapes[scale] != (1,):
+    if call.attributes.get("block_size", 0):
+        scale = _blocked(call, x, scale, "scale")
+        zero_point = None if zero_point is None else _blocked(call, x, zero_point, "zero_point")
+    elif call.version >= 13 and call.rank(scale) == 1 and call.importer.shapes[scale] != (1,):
         axis = call.attributes.get("axis", 1)
         axis = -1 if call.rank(x) == 1 else axis
         scale = call.along(scale, x, axis, "scale")
@@ -708,6 +749,29 @@ def _quantization_operands(call: _Call) -> tuple[int, int, int | None]:
             zero_point = call.along(zero_point, x, axis, "zero_point")
     call.importer.require(f"{_describe(call.node)}: scale", scale, [x])
     return x, scale, zero_point
+
+
+def _blocked(call: _Call, x: int, value: int, what: str) -> int:
+    """Repeat each scale or zero point over its block of x."""
+    block, axis = call.attributes["block_size"], call.attributes.get("axis", 1)
+    shape, own = call.importer.shapes[x], call.importer.shapes[value]
+    where = f"{_describe(call.node)}: {what}"
+    if shape is None or own is None or len(shape) != len(own):
+        raise UnsupportedError(
+            f"{where} in blocks needs an x of known rank, and that rank itself",
+            "declare the shapes of the model's inputs; dimensions may be symbolic",
+        )
+    if block < 1 or not -len(shape) <= axis < len(shape):
+        raise ModelError(f"{where}: block_size {block} or axis {axis} is out of range")
+    if any(t.view.block > 1 for t in call.importer.values[value].terms):
+        raise UnsupportedError(f"{where} comes out of another blocked quantization")
+    whole, blocks = shape[axis], own[axis]
+    if isinstance(whole, int) and isinstance(blocks, int) and whole != blocks * block:
+        raise UnsupportedError(
+            f"{where}: {blocks} blocks of {block} must be the {whole} elements of x along axis "
+            f"{axis}: a shorter last block is not supported"
+        )
+    return call.importer.seen(value, ir.View(0, (len(shape) - 1 - axis) % len(shape), block))
 
 
 def _quantize(call: _Call) -> int:

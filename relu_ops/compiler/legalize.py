@@ -667,54 +667,34 @@ RULES: dict[str, Callable[..., Operand]] = {
 """Every primitive of `semantics.OPERATORS`."""
 
 
-def reachable(graph: ir.Graph) -> list[tuple[int, int]]:
-    """What a kernel computes: (value, unit dimensions appended to it), operands before users."""
-    seen: set[tuple[int, int]] = set()
-    pending = [(output.value, 0) for output in graph.outputs]
-    while pending:
-        index, trailing = pending.pop()
-        if (index, trailing) not in seen:
-            seen.add((index, trailing))
-            value = graph.values[index]
-            pending += [(a, trailing + value.trailing) for a in value.arguments if a is not None]
-    return sorted(seen)
-
-
-def is_leaf(value: ir.Value) -> bool:
-    """True for what a kernel loads: inputs, and constants of more than one element."""
-    return value.kind == "input" or (value.array is not None and value.array.shape != ())
-
-
-def lower(
-    graph: ir.Graph, e: Emitter, leaves: Callable[[tuple[int, int]], Operand]
-) -> list[Operand]:
+def lower(graph: ir.Graph, e: Emitter, leaves: Callable[[ir.Key], Operand]) -> list[Operand]:
     """Emit a whole graph for one group of elements.
 
     Args:
         graph: The graph.
         e: Where to emit.
-        leaves: Gives the loaded operand of each leaf among `reachable`.
+        leaves: Gives the loaded operand of each leaf among `graph.reachable()`.
 
     Returns:
         One operand per graph output.
     """
-    done: dict[tuple[int, int], Operand] = {}
-    for index, trailing in reachable(graph):
+    done: dict[ir.Key, Operand] = {}
+    for index, view in graph.reachable():
         value = graph.values[index]
-        if is_leaf(value):
-            result = leaves((index, trailing))
+        if value.is_leaf:
+            result = leaves((index, view))
         elif value.array is not None:
             result = e.constant(value.array, value.dtype)
         else:
-            shift = trailing + value.trailing
-            operands = [None if a is None else done[a, shift] for a in value.arguments]
+            inner = value.view.then(view)
+            operands = [None if a is None else done[a, inner] for a in value.arguments]
             result = _apply(e, value, operands)
-        done[index, trailing] = result
-    return [done[output.value, 0] for output in graph.outputs]
+        done[index, view] = result
+    return [done[output.value, ir.View()] for output in graph.outputs]
 
 
 def _apply(e: Emitter, value: ir.Value, operands: Sequence[Operand | None]) -> Operand:
-    if value.kind == "expand":
+    if value.kind == "view":
         assert operands[0] is not None
         return operands[0]
     return RULES[value.operator](e, *operands, **value.attributes)

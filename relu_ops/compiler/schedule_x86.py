@@ -38,10 +38,10 @@ _LARGEST_UNROLLED_TAIL = 40
 
 @dataclass(frozen=True)
 class Leaf:
-    """An operand of the kernel: a value that is loaded, with unit dimensions appended."""
+    """An operand of the kernel: a value that is loaded, and how it is seen."""
 
     value: int
-    trailing: int
+    view: ir.View
     dtype: str
 
 
@@ -59,9 +59,9 @@ class Kernel:
 def leaves_of(graph: ir.Graph) -> list[Leaf]:
     """The operands that a kernel of the graph loads, in the order of its parameters."""
     return [
-        Leaf(index, trailing, graph.values[index].dtype)
-        for index, trailing in legalize.reachable(graph)
-        if legalize.is_leaf(graph.values[index])
+        Leaf(index, view, graph.values[index].dtype)
+        for index, view in graph.reachable()
+        if graph.values[index].is_leaf
     ]
 
 
@@ -79,7 +79,7 @@ def pattern_sets(graph: ir.Graph) -> list[tuple[int, ...]]:
 
 def _likely_pattern(graph: ir.Graph, leaf: Leaf) -> int:
     value = graph.values[leaf.value]
-    if leaf.trailing:
+    if leaf.view.trailing or (leaf.view.block > 1 and leaf.view.axis == 0):
         return REPEATED
     shape = (
         graph.inputs[value.input].shape if value.kind == "input" else next(iter(value.terms)).shape
@@ -246,8 +246,8 @@ class _Scheduler:
                 statements.append(tirx.BufferStore(self.buffers[k], value, [index]))
         return statements
 
-    def _operand(self, emitter: Emitter, leaf: tuple[int, int], start: Any) -> Operand:
-        k = next(k for k, own in enumerate(self.leaves) if (own.value, own.trailing) == leaf)
+    def _operand(self, emitter: Emitter, leaf: ir.Key, start: Any) -> Operand:
+        k = next(k for k, own in enumerate(self.leaves) if (own.value, own.view) == leaf)
         return emitter.loaded(self.leaves[k].dtype, self._load(k, start, emitter.lanes))
 
     def _load(self, k: int, start: Any, lanes: int) -> Any:

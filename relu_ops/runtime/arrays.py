@@ -190,7 +190,7 @@ def show_dims(shape: Sequence[int | str | None]) -> list[str]:
 
 
 def _terms(terms: Sequence[Term]) -> list[ir.Term]:
-    return [ir.Term(t.input, tuple(t.shape), t.trailing) for t in terms]
+    return [ir.Term(t.input, tuple(t.shape), ir.View(t.trailing, t.axis, t.block)) for t in terms]
 
 
 def _broadcast(

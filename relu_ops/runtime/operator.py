@@ -62,8 +62,8 @@ class Operator:
         self._single = len(self.outputs) == 1
         self._dtypes = [tensor.dtype for tensor in self.inputs + self.outputs]
         self._simple = self._single and [
-            (t.input, t.trailing) for t in manifest.output_terms[0]
-        ] == [(0, 0)]
+            (t.input, t.trailing, t.block) for t in manifest.output_terms[0]
+        ] == [(0, 0, 1)]
         self._simple_dtype = DTYPES[self.outputs[0].dtype].numpy
 
     # The two branches below are the whole fast path. The entry checks everything before it
