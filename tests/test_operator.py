@@ -204,13 +204,22 @@ def test_outputs_of_different_ranks() -> None:
     assert_same(z, a + b)
 
 
-def test_outputs_that_do_not_broadcast_together_are_refused() -> None:
-    op = parsed("g (float[N] a, float[M] b) => (float[N] y, float[M] z) { y=Neg(a) z=Relu(b) }")
-    refused(
-        ArgumentError,
-        "g: the outputs would have the shapes [(3,), (2,)], which do not broadcast together",
-        lambda: op(np.ones(3, np.float32), np.ones(2, np.float32)),
+def test_outputs_need_not_broadcast_together() -> None:
+    op = parsed(
+        "g (float[N] a, float[M,N] b, float[K] c) => (float[N] x, float[M,N] y, float[K] z)"
+        " { x = Relu(a)  y = Add(a, b)  z = Neg(c) }"
     )
+    draw = np.random.default_rng(0)
+    for n, m, k in [(3, 2, 4), (3, 0, 4), (0, 2, 5), (3, 2, 0), (1, 1, 1), (1000, 17, 33)]:
+        a = draw.standard_normal(n, np.float32)
+        b = draw.standard_normal((m, n), np.float32)
+        c = draw.standard_normal(k, np.float32)
+        call = op.bind(a, b, c)
+        call()
+        for x, y, z in (op(a, b, c), call.out):
+            assert_same(x, np.maximum(a, 0))
+            assert_same(y, a + b)
+            assert_same(z, -c)
 
 
 def test_symbols_are_shared_between_inputs(add: Operator) -> None:

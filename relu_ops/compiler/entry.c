@@ -37,12 +37,13 @@ typedef struct {
 } Shape;
 
 /* A loop nest over collapsed dimensions, outermost first. Strides are in elements. */
-typedef struct {
+typedef struct Plan {
   int32_t rank;
   int64_t extent[MAX_RANK];
   int64_t (*stride)[MAX_RANK]; /* by operand */
   char** data;                 /* by operand */
   void* spare;                 /* an element for each operand that has none */
+  struct Plan* next;           /* another one to run, or NULL */
 } Plan;
 
 static size_t plan_size(void) {
@@ -56,8 +57,12 @@ static Plan* plan_at(void* block) {
   plan->stride = (int64_t(*)[MAX_RANK])(plan + 1);
   plan->data = (char**)(plan->stride + OP.operand_count);
   plan->spare = plan->data + OP.operand_count;
+  plan->next = NULL;
   return plan;
 }
+
+/* Room for one plan, or one per output: see prepare. */
+static size_t plans_size(void) { return plan_size() * (size_t)OP.output_count; }
 
 /* ---- errors ------------------------------------------------------------------------------ */
 
@@ -119,8 +124,7 @@ static int check_input(const View* view, const InputSpec* spec, int64_t* symbols
   return 0;
 }
 
-static int check_output(const View* view, const OutputSpec* spec, const View* in,
-                        Shape* iteration) {
+static int check_output(const View* view, const OutputSpec* spec, const View* in) {
   Shape shape;
   if (view->dtype.code != spec->code || view->dtype.bits != spec->bits || view->dtype.lanes != 1)
     return refuse("TypeError", spec->name, "has the wrong dtype");
@@ -129,8 +133,6 @@ static int check_output(const View* view, const OutputSpec* spec, const View* in
   if (view->rank != shape.rank ||
       memcmp(view->shape, shape.extent, sizeof(int64_t) * (size_t)shape.rank) != 0)
     return refuse("ValueError", spec->name, "has the wrong shape");
-  if (broadcast_into(iteration, shape.rank, shape.extent, AS_IT_IS))
-    return refuse("ValueError", spec->name, "does not broadcast with the other outputs");
   return 0;
 }
 
@@ -241,26 +243,19 @@ static int is_empty(int32_t rank, const int64_t* shape) {
   return 0;
 }
 
-/* An iteration without elements is nothing to do, unless an output has elements all the same (it
- * does not depend on what is empty): then whatever is empty reads and writes one spare element. */
-static int skip_empty(Plan* plan, const View* in, const View* out) {
-  int all = 1;
-  for (int k = 0; k < OP.output_count; ++k) all &= is_empty(out[k].rank, out[k].shape);
-  if (all) {
-    plan->rank = -1;
-    return 1;
-  }
-  for (int32_t d = 0; d < plan->rank; ++d)
-    if (plan->extent[d] == 0) plan->extent[d] = 1;
-  for (int k = 0; k < OP.operand_count; ++k) {
-    const View* v = k >= OP.leaf_count ? &out[k - OP.leaf_count]
-                    : OP.leaves[k].input >= 0 ? &in[OP.leaves[k].input] : NULL;
-    if (v ? !is_empty(v->rank, v->shape) : !is_empty(OP.leaves[k].rank, OP.leaves[k].dims)) continue;
-    plan->data[k] = (char*)plan->spare + k * (int)sizeof(int64_t);
-    memset(plan->stride[k], 0, sizeof(plan->stride[k]));
-    memset(plan->data[k], 0, sizeof(int64_t));
-  }
-  return 0;
+/* Let an operand read or write one spare element, wherever the iteration is. */
+static void spare(Plan* plan, int k) {
+  plan->data[k] = (char*)plan->spare + k * (int)sizeof(int64_t);
+  memset(plan->data[k], 0, sizeof(int64_t));
+  memset(plan->stride[k], 0, sizeof(plan->stride[k]));
+}
+
+/* True where an array in a view broadcasts into a shape, leading unit dimensions aside. */
+static int fits(int32_t rank, const int64_t* dims, Seen seen, const Shape* into) {
+  while (rank > 0 && rank + seen.trailing > into->rank && dims[0] == 1) --rank, ++dims;
+  Shape both = *into;
+  return rank + seen.trailing <= into->rank && !broadcast_into(&both, rank, dims, seen) &&
+         memcmp(both.extent, into->extent, sizeof(int64_t) * (size_t)into->rank) == 0;
 }
 
 /* Split dimension d into blocks: outside over the blocks, inside over the elements of one. */
@@ -295,35 +290,61 @@ static int split_blocks(Plan* plan) {
   return 0;
 }
 
+/* Plan one pass over an iteration: for all outputs, or for the only one. What an iteration does
+ * not reach, or what is empty, cannot matter to the outputs that it computes: it is spared. */
+static int plan_pass(Plan* plan, const View* in, const View* out, const Shape* iteration,
+                     int only) {
+  plan->rank = iteration->rank;
+  for (int32_t d = 0; d < plan->rank; ++d)
+    plan->extent[d] = iteration->extent[d] == 0 ? 1 : iteration->extent[d];
+  int written = 0;
+  for (int k = 0; k < OP.operand_count; ++k) {
+    const Leaf* leaf = k < OP.leaf_count ? &OP.leaves[k] : NULL;
+    const View* v = !leaf ? &out[k - OP.leaf_count] : leaf->input >= 0 ? &in[leaf->input] : NULL;
+    int32_t rank = v ? v->rank : leaf->rank;
+    const int64_t* dims = v ? v->shape : leaf->dims;
+    Seen seen = leaf ? leaf->seen : AS_IT_IS;
+    int other = !leaf && only >= 0 && only != k - OP.leaf_count;
+    if (other || is_empty(rank, dims) || !fits(rank, dims, seen, iteration)) {
+      spare(plan, k);
+      continue;
+    }
+    written |= !leaf;
+    plan->data[k] = v ? v->data : (char*)leaf->constant;
+    lay_out(plan->stride[k], iteration, rank, dims, v ? v->strides : NULL, seen);
+  }
+  if (!written) {
+    plan->rank = -1; /* nothing to compute */
+    return 0;
+  }
+  if (split_blocks(plan)) return refuse("ValueError", "the inputs", "have too many dimensions");
+  collapse(plan);
+  return check_overlap(plan);
+}
+
+/* Check the arrays and plan the call: one pass for all outputs, or one for each where their shapes
+ * do not broadcast together. `plan` has room for plans_size(). */
 static int prepare(Plan* plan, const View* in, const View* out) {
   int64_t symbols[OP.symbol_count + 1];
   for (int k = 0; k < OP.symbol_count; ++k) symbols[k] = -1;
   for (int k = 0; k < OP.input_count; ++k)
     if (check_input(&in[k], &OP.inputs[k], symbols)) return -1;
   Shape iteration = {0, {0}};
-  for (int k = 0; k < OP.output_count; ++k)
-    if (check_output(&out[k], &OP.outputs[k], in, &iteration)) return -1;
+  int apart = 0;
+  for (int k = 0; k < OP.output_count; ++k) {
+    if (check_output(&out[k], &OP.outputs[k], in)) return -1;
+    apart |= broadcast_into(&iteration, out[k].rank, out[k].shape, AS_IT_IS);
+  }
   for (int k = 0; k < OP.requirement_count; ++k)
     if (check_requirement(&OP.requirements[k], in)) return -1;
-
-  plan->rank = iteration.rank;
-  memcpy(plan->extent, iteration.extent, sizeof(plan->extent));
-  for (int k = 0; k < OP.leaf_count; ++k) {
-    const Leaf* leaf = &OP.leaves[k];
-    const View* v = leaf->input < 0 ? NULL : &in[leaf->input];
-    plan->data[k] = v ? v->data : (char*)leaf->constant;
-    lay_out(plan->stride[k], &iteration, v ? v->rank : leaf->rank, v ? v->shape : leaf->dims,
-            v ? v->strides : NULL, leaf->seen);
-  }
+  if (!apart) return plan_pass(plan, in, out, &iteration, -1);
   for (int k = 0; k < OP.output_count; ++k) {
-    plan->data[OP.leaf_count + k] = out[k].data;
-    lay_out(plan->stride[OP.leaf_count + k], &iteration, out[k].rank, out[k].shape, out[k].strides,
-            AS_IT_IS);
+    Shape own = {0, {0}};
+    broadcast_into(&own, out[k].rank, out[k].shape, AS_IT_IS);
+    if (plan_pass(plan, in, out, &own, k)) return -1;
+    if (k + 1 < OP.output_count) plan = plan->next = plan_at((char*)plan + plan_size());
   }
-  if (skip_empty(plan, in, out)) return 0;
-  if (split_blocks(plan)) return refuse("ValueError", "the inputs", "have too many dimensions");
-  collapse(plan);
-  return check_overlap(plan);
+  return 0;
 }
 
 /* ---- running ----------------------------------------------------------------------------- */
@@ -439,7 +460,7 @@ static void run_chunk(void* argument, int64_t chunk, int64_t chunks) {
   run_exactly(part, split->stream);
 }
 
-static void run(const Plan* plan) {
+static void run_pass(const Plan* plan) {
   if (plan->rank < 0) return;
   int64_t bytes = bytes_moved(plan);
   Split split = {plan, 0, bytes >= stream_bytes};
@@ -453,6 +474,10 @@ static void run(const Plan* plan) {
   int64_t chunks = 4 * (int64_t)threads; /* more than threads: whoever is late does less */
   if (chunks > plan->extent[split.dim]) chunks = plan->extent[split.dim];
   relu_ops_parallel(run_chunk, &split, chunks, threads);
+}
+
+static void run(const Plan* plan) {
+  for (; plan; plan = plan->next) run_pass(plan);
 }
 
 /* ---- tvm-ffi ----------------------------------------------------------------------------- */
@@ -509,7 +534,7 @@ static int prepare_from_description(Plan* plan, const TVMFFIAny* arguments, int3
 typedef int (*Prepare)(Plan* plan, const TVMFFIAny* arguments, int32_t count);
 
 static int call_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
-  int64_t block[plan_size() / sizeof(int64_t) + 1];
+  int64_t block[plans_size() / sizeof(int64_t) + 1];
   Plan* plan = plan_at(block);
   if (from(plan, arguments, count)) return -1;
   run(plan);
@@ -528,7 +553,7 @@ static int run_bound(void* plan, const TVMFFIAny* arguments, int32_t count, TVMF
 }
 
 static int bind_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
-  void* block = malloc(plan_size());
+  void* block = malloc(plans_size());
   if (!block) return refuse("MemoryError", "the call", "cannot be bound: no memory");
   Plan* plan = plan_at(block);
   TVMFFIObjectHandle function = NULL;
