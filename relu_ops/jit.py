@@ -14,7 +14,7 @@ import numpy as np
 
 from relu_ops import cache, targets
 from relu_ops.compiler.toolchain import producer, source_digest
-from relu_ops.errors import ArgumentTypeError, require
+from relu_ops.errors import ArgumentError, ArgumentTypeError, require
 from relu_ops.runtime import arrays, dispatch
 from relu_ops.runtime.operator import Operator
 from relu_ops.semantics import DTYPES, dtype_name
@@ -113,7 +113,10 @@ def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
     """
     if not isinstance(alpha, int | float | np.number):
         raise ArgumentTypeError(f"leaky_relu: alpha must be a number (not {type(alpha).__name__})")
-    arguments = json.dumps({"alpha": float(alpha)})
+    try:
+        arguments = json.dumps({"alpha": float(alpha)})
+    except OverflowError as error:
+        raise ArgumentError(f"leaky_relu: alpha must be finite in float32 (not {alpha})") from error
     return _standard("leaky_relu", _dtype_of(x, "leaky_relu"), arguments)(x, out=out)
 
 

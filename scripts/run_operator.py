@@ -1,6 +1,6 @@
 """The main job, from model to result: export, build, load without a compiler, run, verify, time.
 
-Run it with no arguments; everything is written into a folder (default: build/) and what was done
+Run it with no arguments; everything is written into a folder (default: demo/) and what was done
 is printed.
 """
 
@@ -44,7 +44,7 @@ sys.exit(bool(unwanted))
 def main() -> int:
     """Do the main job; return 0 where every step succeeded."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("build"), help="default: build")
+    parser.add_argument("--folder", type=Path, default=Path("demo"), help="default: demo")
     parser.add_argument("--alpha", type=float, default=0.1, help="slope below zero, default 0.1")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
