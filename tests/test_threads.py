@@ -222,6 +222,15 @@ def test_a_wrong_number_of_threads_is_refused() -> None:
 
 
 def test_interruption_leaves_the_pool_usable() -> None:
+    # A test runner in the background of a shell inherits SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _interrupt_calls()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_calls() -> None:
     operator = operator_of(graphs.relu(), HERE[-1])
     library.configure_all(MODES["two threads"])
     x = np.zeros(1 << 22, np.float32)
