@@ -61,19 +61,20 @@ def _compiled(identity: bytes, make_model: Any, target: str) -> Operator:
 
 
 @functools.cache
-def _standard(graph: str, dtype: str, arguments: str) -> Operator:
-    """A graph of `relu_ops.graphs`, known by its name and arguments, as JSON.
+def _standard(graph: str, dtype: str, alpha: str | None = None) -> Operator:
+    """A graph of `relu_ops.graphs`, known by its name, dtype and slope.
 
-    Text tells 0.0 and -0.0 apart, which Python's dictionaries do not.
+    The slope is a hexadecimal text: exact, and other than for numbers, 0.0 and -0.0 are two keys.
     """
 
     def make_model() -> Any:
         require("onnx", "compile", f"relu_ops.{graph}")
         from relu_ops import graphs
 
-        return graphs.GRAPHS[graph](dtype=dtype, **json.loads(arguments))
+        slope = {} if alpha is None else {"alpha": float.fromhex(alpha)}
+        return graphs.GRAPHS[graph](dtype=dtype, **slope)
 
-    identity = json.dumps([graph, dtype, arguments]).encode()
+    identity = json.dumps([graph, dtype, alpha]).encode()
     return _compiled(identity, make_model, "native")
 
 
@@ -92,7 +93,7 @@ def relu(x: Any, out: Any = None) -> Any:
     >>> relu(np.array([-1.5, -0.0, 2.0], dtype=np.float32))
     array([ 0., -0.,  2.], dtype=float32)
     """
-    return _standard("relu", _dtype_of(x, "relu"), "{}")(x, out=out)
+    return _standard("relu", _dtype_of(x, "relu"))(x, out=out)
 
 
 def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
@@ -114,10 +115,10 @@ def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
     if not isinstance(alpha, int | float | np.number):
         raise ArgumentTypeError(f"leaky_relu: alpha must be a number (not {type(alpha).__name__})")
     try:
-        arguments = json.dumps({"alpha": float(alpha)})
+        slope = float(alpha).hex()
     except OverflowError as error:
         raise ArgumentError(f"leaky_relu: alpha must be finite in float32 (not {alpha})") from error
-    return _standard("leaky_relu", _dtype_of(x, "leaky_relu"), arguments)(x, out=out)
+    return _standard("leaky_relu", _dtype_of(x, "leaky_relu"), slope)(x, out=out)
 
 
 def _dtype_of(x: Any, what: str) -> str:

@@ -140,8 +140,8 @@ OPERATORS: dict[str, Row] = {
     "Clip": Row(
         "t = low if x < low else x; high if high < t else t",
         negative_zero="by comparison: x is kept when equal",
-        note="the ONNX function body; a NaN bound bounds nothing; high wins where low > high; before "
-        "opset 11 a missing bound is the largest finite float32, or its negative",
+        note="the ONNX function body; a NaN bound bounds nothing; high wins where low > high; "
+        "before opset 11 a missing bound is the largest finite float32, or its negative",
     ),
     "Abs": Row("x without its sign", negative_zero="0.0", note="integers wrap: |MIN| = MIN"),
     "Neg": Row("x with the sign flipped", negative_zero="0.0", note="integers wrap: -MIN = MIN"),

@@ -401,7 +401,7 @@ def _in_float32(proto: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]
 
     HardSwish is a function of two operators to the referees, and its HardSigmoid is rounded.
     """
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, numpy_helper
     from onnx.inliner import inline_selected_functions
 
     from relu_ops.compiler import frontend
@@ -425,15 +425,7 @@ def _in_float32(proto: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]
         if attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
             attribute.i = TensorProto.FLOAT
     if any(node.op_type == "HardSwish" for node in proto.graph.node):
-        for position, node in reversed(list(enumerate(wide.graph.node))):
-            if node.op_type == "HardSigmoid":
-                final, node.output[0] = node.output[0], f"{node.output[0]}.wide"
-                there = helper.make_node(
-                    "Cast", [node.output[0]], [f"{final}.narrow"], to=TensorProto.FLOAT16
-                )
-                back = helper.make_node("Cast", there.output, [final], to=TensorProto.FLOAT)
-                wide.graph.node.insert(position + 1, back)
-                wide.graph.node.insert(position + 1, there)
+        _round_hard_sigmoids(wide)
     try:
         graph = frontend.import_model(wide)
     except ReluOpsError:  # an operator that has no float32 form
@@ -449,6 +441,23 @@ def _in_float32(proto: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]
             ]
 
     return run
+
+
+def _round_hard_sigmoids(wide: Any) -> None:
+    """Round the result of every HardSigmoid of a float32 model to float16 and back, in place."""
+    from onnx import TensorProto, helper
+
+    nodes = []
+    for node in wide.graph.node:
+        nodes.append(node)
+        if node.op_type == "HardSigmoid":
+            final, node.output[0] = node.output[0], f"{node.output[0]}.wide"
+            narrow, to = f"{final}.narrow", TensorProto.FLOAT16
+            nodes.append(helper.make_node("Cast", [node.output[0]], [narrow], to=to))
+            nodes.append(helper.make_node("Cast", [narrow], [final], to=TensorProto.FLOAT))
+    kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del wide.graph.node[:]
+    wide.graph.node.extend(kept)
 
 
 @dataclass

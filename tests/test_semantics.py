@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from relu_ops import bundle as bundles
 from relu_ops import compiler, graphs, reference, semantics, targets
@@ -137,18 +139,19 @@ def test_every_pattern_of_the_narrow_floats_at_every_slope(alpha: float, dtype: 
         assert_same(operator(x), expected, name)
 
 
+def one_node(operator: str, dtype: str, inputs: str, opset: int) -> onnx.ModelProto:
+    """A model of one operator, of any rank; each letter of `inputs` names one."""
+    element = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}[dtype]
+    info = {n: helper.make_tensor_value_info(n, element, None) for n in f"{inputs}y"}
+    node = helper.make_node(operator, list(inputs), ["y"])
+    graph = helper.make_graph([node], operator, [info[n] for n in inputs], [info["y"]])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("operator", ["Abs", "Neg", "Sign", "HardSigmoid", "HardSwish", "Clip"])
 def test_every_pattern_of_the_other_one_input_operators(operator: str, dtype: str) -> None:
-    from onnx import helper
-
-    element = {"float16": 10, "bfloat16": 16}[dtype]
-    info = [helper.make_tensor_value_info(n, element, None) for n in "xy"]
-    node = helper.make_node(operator, ["x"], ["y"])
-    opset = helper.make_opsetid("", 22)
-    model = helper.make_model(
-        helper.make_graph([node], operator, [info[0]], [info[1]]), opset_imports=[opset]
-    )
+    model = one_node(operator, dtype, "x", opset=22)
     x = every_pattern(dtype)
     (expected,) = reference.evaluate(frontend.import_model(model), [x])
     for name, compiled in operators_of(model).items():
@@ -159,13 +162,7 @@ def test_every_pattern_of_the_other_one_input_operators(operator: str, dtype: st
 @pytest.mark.parametrize("operator", ["Add", "Sub", "Mul", "Div", "Max", "Min"])
 def test_pairs_of_narrow_floats(operator: str, dtype: str) -> None:
     """Special values and subnormals against every pattern."""
-    from onnx import helper
-
-    element = {"float16": 10, "bfloat16": 16}[dtype]
-    info = [helper.make_tensor_value_info(n, element, None) for n in "aby"]
-    node = helper.make_node(operator, ["a", "b"], ["y"])
-    graph = helper.make_graph([node], operator, info[:2], info[2:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model = one_node(operator, dtype, "ab", opset=18)
     imported = frontend.import_model(model)
     compiled = operators_of(model)
     a = every_pattern(dtype)

@@ -10,7 +10,6 @@
  * names it; the Python runtime turns it into a full sentence.
  */
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <tvm/ffi/c_api.h>
@@ -136,16 +135,19 @@ static int check_output(const View* view, const OutputSpec* spec, const View* in
   return 0;
 }
 
+/* True where an array in a view broadcasts into a shape, leading unit dimensions aside. */
+static int fits(int32_t rank, const int64_t* dims, Seen seen, const Shape* into) {
+  while (rank > 0 && rank + seen.trailing > into->rank && dims[0] == 1) --rank, ++dims;
+  Shape both = *into;
+  return rank + seen.trailing <= into->rank && !broadcast_into(&both, rank, dims, seen) &&
+         memcmp(both.extent, into->extent, sizeof(int64_t) * (size_t)into->rank) == 0;
+}
+
 static int check_requirement(const Requirement* requirement, const View* in) {
-  Shape terms, into, both;
+  Shape terms, into;
   if (shape_of(&terms, requirement->terms, in) || shape_of(&into, requirement->into, in))
     return refuse("ValueError", requirement->what, "does not broadcast");
-  int32_t lead = 0; /* leading unit dimensions do not count */
-  while (terms.rank - lead > into.rank && terms.extent[lead] == 1) ++lead;
-  both = into;
-  if (broadcast_into(&both, terms.rank - lead, terms.extent + lead, AS_IT_IS) ||
-      both.rank != into.rank ||
-      memcmp(both.extent, into.extent, sizeof(int64_t) * (size_t)into.rank) != 0)
+  if (!fits(terms.rank, terms.extent, AS_IT_IS, &into))
     return refuse("ValueError", requirement->what, "does not broadcast into its target");
   return 0;
 }
@@ -228,10 +230,12 @@ static int check_overlap(const Plan* plan) {
       const char *other_low, *other_high;
       extent_in_bytes(plan, k, &other_low, &other_high);
       if (other_high <= low || high <= other_low) continue;
-      int same = OP.output_count == 1 && plan->data[k] == plan->data[out] && OP.itemsizes[k] == OP.itemsizes[out];
+      int same = OP.output_count == 1 && plan->data[k] == plan->data[out] &&
+                 OP.itemsizes[k] == OP.itemsizes[out];
       for (int32_t d = 0; d < plan->rank; ++d)
         same &= plan->stride[k][d] == plan->stride[out][d] && plan->stride[out][d] != 0;
-      if (!same) return refuse("ValueError", OP.outputs[out - OP.leaf_count].name, "overlaps another array");
+      const char* name = OP.outputs[out - OP.leaf_count].name;
+      if (!same) return refuse("ValueError", name, "overlaps another array");
     }
   }
   return 0;
@@ -248,14 +252,6 @@ static void spare(Plan* plan, int k) {
   plan->data[k] = (char*)plan->spare + k * (int)sizeof(int64_t);
   memset(plan->data[k], 0, sizeof(int64_t));
   memset(plan->stride[k], 0, sizeof(plan->stride[k]));
-}
-
-/* True where an array in a view broadcasts into a shape, leading unit dimensions aside. */
-static int fits(int32_t rank, const int64_t* dims, Seen seen, const Shape* into) {
-  while (rank > 0 && rank + seen.trailing > into->rank && dims[0] == 1) --rank, ++dims;
-  Shape both = *into;
-  return rank + seen.trailing <= into->rank && !broadcast_into(&both, rank, dims, seen) &&
-         memcmp(both.extent, into->extent, sizeof(int64_t) * (size_t)into->rank) == 0;
 }
 
 /* Split dimension d into blocks: outside over the blocks, inside over the elements of one. */

@@ -13,6 +13,7 @@ loaded before it is stored, so that operand and result may be the same memory.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,13 +99,12 @@ def schedule(graph: ir.Graph, target: Target) -> list[Kernel]:
 def _kernel(graph: ir.Graph, target: Target, name: str, patterns: tuple[int, ...]) -> Kernel:
     """A kernel and, for one contiguous output of whole vectors, its streaming twin."""
     plain = _Scheduler(graph, target, name, patterns)
-    lanes = 1 if plain.strided else plain.lanes()
-    itemsize = DTYPES[plain.dtypes[-1]].itemsize
+    vector_bytes = plain.lanes * DTYPES[plain.dtypes[-1]].itemsize
     stream = None
     # A streaming store writes around the cache, a whole vector at a time.
-    if len(graph.outputs) == 1 and lanes * itemsize >= _SMALLEST_STREAM and not plain.strided:
+    if len(graph.outputs) == 1 and vector_bytes >= _SMALLEST_STREAM and not plain.strided:
         stream = _Scheduler(graph, target, f"{name}_stream", patterns, stream=True).run()
-    return Kernel(name, patterns, plain.run(), stream, lanes * itemsize)
+    return Kernel(name, patterns, plain.run(), stream, vector_bytes)
 
 
 class _Scheduler:
@@ -176,7 +176,7 @@ class _Scheduler:
     def _vector_row(self) -> Any:
         """Whole vectors, then a tail."""
         statements = self._repeated_operands()
-        lanes = self.lanes()
+        lanes = self.lanes
         i, j = tirx.Var("i", "int64"), tirx.Var("j", "int64")
         vectors = tirx.shift_right(self.n, _int(lanes.bit_length() - 1))
         if lanes > 1:
@@ -214,11 +214,12 @@ class _Scheduler:
 
     # -- elements --------------------------------------------------------------------------
 
+    @functools.cached_property
     def lanes(self) -> int:
         """Elements per vector: the widest type on the way fills a register."""
+        if self.strided:
+            return 1
         trial = self._emitter(1, [])
-        for k, leaf in enumerate(self.leaves):
-            trial.loaded(leaf.dtype, self._load(k, _int(0), 1))
         legalize.lower(self.graph, trial, lambda leaf: self._operand(trial, leaf, _int(0)))
         widest = max([trial.widest_bits, *(DTYPES[d].bits for d in self.dtypes)])
         return self.target.vector_bytes * 8 // widest
@@ -237,7 +238,7 @@ class _Scheduler:
         for k, result in enumerate(results, first):
             index = self._index(k, start, lanes)
             value = emitter.stored(result)
-            if self.stream and lanes == self.lanes():
+            if self.stream and lanes == self.lanes:
                 element = tirx.BufferLoad(self.buffers[k], [self._index(k, start, 1)])
                 storage = legalize.storage_type(result.dtype)
                 stored = emitter.streamed(storage, tirx.address_of(element), value)
