@@ -44,6 +44,9 @@ _LINK_FLAGS = [
     "-Wl,--version-script=exports.map",
 ]
 
+_HOST_UNITS = ("entry", "run_x86", "pool")
+_HEADERS = ("entry.h", "plan.h", "pool.h")
+
 _VERSION_SCRIPT = "{ global: __tvm_ffi_*; local: *; };\n"
 
 
@@ -112,7 +115,7 @@ def _link(
     (folder / "exports.map").write_text(_VERSION_SCRIPT)
     module.write_to_file(str(folder / "kernels.o"))
     _run([*compiler, *_COMPILE_FLAGS, "-c", "operator.c", "-o", "operator.o"], folder)
-    objects = ["entry.o", "pool.o", "operator.o", "kernels.o"]
+    objects = [*(f"{unit}.o" for unit in _HOST_UNITS), "operator.o", "kernels.o"]
     _run([*compiler, *objects, "-o", "operator.so", *_LINK_FLAGS], folder)
     return (folder / "operator.so").read_bytes()
 
@@ -123,12 +126,12 @@ def _host_objects(compiler: tuple[str, ...]) -> dict[str, bytes]:
     includes = [f"-I{path}" for path in tvm_ffi.libinfo.include_paths()]
     with tempfile.TemporaryDirectory(prefix="relu_ops-") as name:
         folder = Path(name)
-        for file in ("entry.c", "entry.h", "pool.c", "pool.h"):
+        for file in (*_HEADERS, *(f"{unit}.c" for unit in _HOST_UNITS)):
             (folder / file).write_bytes(_source(file))
-        for unit in ("entry", "pool"):
+        for unit in _HOST_UNITS:
             compile_one = [*compiler, *_COMPILE_FLAGS, *includes, "-c", f"{unit}.c"]
             _run([*compile_one, "-o", f"{unit}.o"], folder)
-        return {f"{unit}.o": (folder / f"{unit}.o").read_bytes() for unit in ("entry", "pool")}
+        return {f"{unit}.o": (folder / f"{unit}.o").read_bytes() for unit in _HOST_UNITS}
 
 
 @functools.cache

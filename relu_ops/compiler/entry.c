@@ -1,4 +1,4 @@
-/* The host side of every operator: checks arrays, plans loops, calls kernels.
+/* The host side of every operator: checks arrays and plans loops; a run_*.c runs them.
  *
  * The same for all operators; a generated C file holds the tables of one: its inputs, outputs,
  * leaves, requirements and kernels, as entry.h declares them. Exports two tvm-ffi functions of the
@@ -13,13 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <tvm/ffi/c_api.h>
-#include <xmmintrin.h>
 
-#include "entry.h"
-#include "pool.h"
+#include "plan.h"
 
 #define EXPORT __attribute__((visibility("default")))
-#define OP relu_ops_operator
 
 /* An array as it was passed. Strides are in elements; NULL means compact. */
 typedef struct {
@@ -34,31 +31,6 @@ typedef struct {
   int32_t rank;
   int64_t extent[MAX_RANK];
 } Shape;
-
-/* A loop nest over collapsed dimensions, outermost first. Strides are in elements. */
-typedef struct Plan {
-  int32_t rank;
-  int64_t extent[MAX_RANK];
-  int64_t (*stride)[MAX_RANK]; /* by operand */
-  char** data;                 /* by operand */
-  void* spare;                 /* an element for each operand that has none */
-  struct Plan* next;           /* another one to run, or NULL */
-} Plan;
-
-static size_t plan_size(void) {
-  size_t operand = sizeof(int64_t[MAX_RANK]) + sizeof(char*) + sizeof(int64_t);
-  return sizeof(Plan) + operand * (size_t)OP.operand_count;
-}
-
-/* A plan and its arrays in one block of plan_size() bytes. */
-static Plan* plan_at(void* block) {
-  Plan* plan = (Plan*)block;
-  plan->stride = (int64_t(*)[MAX_RANK])(plan + 1);
-  plan->data = (char**)(plan->stride + OP.operand_count);
-  plan->spare = plan->data + OP.operand_count;
-  plan->next = NULL;
-  return plan;
-}
 
 /* Room for one plan, or one per output: see prepare. */
 static size_t plans_size(void) { return plan_size() * (size_t)OP.output_count; }
@@ -343,139 +315,6 @@ static int prepare(Plan* plan, const View* in, const View* out) {
   return 0;
 }
 
-/* ---- running ----------------------------------------------------------------------------- */
-
-/* How a process wants its operators run; see `configure`. */
-static int threads = 1;
-static int64_t parallel_bytes = INT64_MAX, stream_bytes = INT64_MAX;
-
-static const Kernel* choose_kernel(const int64_t* inner) {
-  for (int v = 0; v < OP.kernel_count; ++v) {
-    int fits = 1;
-    for (int k = 0; k < OP.operand_count; ++k)
-      fits &= OP.kernels[v].patterns[k] < 0 || OP.kernels[v].patterns[k] == inner[k];
-    if (fits) return &OP.kernels[v];
-  }
-  return &OP.kernels[OP.kernel_count - 1];
-}
-
-/* Row by row, the output aligned for streaming stores after a short head. */
-static void run_streaming(const Kernel* kernel, char* const* data, const int64_t* row,
-                          const int64_t* inner, int64_t rows, int64_t n) {
-  char* at[OP.operand_count];
-  int out = OP.leaf_count;
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int k = 0; k < OP.operand_count; ++k) at[k] = data[k] + r * row[k] * OP.itemsizes[k];
-    int64_t beyond = (int64_t)((uintptr_t)at[out] & (uintptr_t)(OP.vector_bytes - 1));
-    int64_t head = beyond ? (OP.vector_bytes - beyond) / OP.itemsizes[out] : 0;
-    if (head > n) head = n;
-    if (head) kernel->call(at, row, inner, 1, head);
-    for (int k = 0; k < OP.operand_count; ++k) at[k] += head * inner[k] * OP.itemsizes[k];
-    if (n > head) kernel->stream(at, row, inner, 1, n - head);
-  }
-}
-
-static void run_nest(const Plan* plan, int stream) {
-  int64_t row[OP.operand_count], inner[OP.operand_count], index[MAX_RANK] = {0};
-  char* data[OP.operand_count];
-  int32_t rank = plan->rank;
-  int64_t n = rank > 0 ? plan->extent[rank - 1] : 1;
-  int64_t rows = rank > 1 ? plan->extent[rank - 2] : 1;
-  for (int k = 0; k < OP.operand_count; ++k) {
-    inner[k] = rank > 0 ? plan->stride[k][rank - 1] : 1;
-    row[k] = rank > 1 ? plan->stride[k][rank - 2] : 0;
-    data[k] = plan->data[k];
-  }
-  const Kernel* kernel = choose_kernel(inner);
-  /* Short rows would be all head and tail; between elements no store is ever aligned. */
-  int64_t itemsize = OP.itemsizes[OP.leaf_count];
-  int aligned = (uintptr_t)data[OP.leaf_count] % (uintptr_t)itemsize == 0;
-  stream = stream && kernel->stream && aligned && n * itemsize >= 8 * OP.vector_bytes;
-  for (;;) {
-    if (stream) run_streaming(kernel, data, row, inner, rows, n);
-    else kernel->call(data, row, inner, rows, n);
-    int32_t d = rank - 3;
-    for (; d >= 0; --d) {
-      for (int k = 0; k < OP.operand_count; ++k) data[k] += plan->stride[k][d] * OP.itemsizes[k];
-      if (++index[d] < plan->extent[d]) break;
-      for (int k = 0; k < OP.operand_count; ++k)
-        data[k] -= plan->stride[k][d] * plan->extent[d] * OP.itemsizes[k];
-      index[d] = 0;
-    }
-    if (d < 0) break;
-  }
-  if (stream) _mm_sfence();
-}
-
-/* The contract has no flush-to-zero and one rounding mode, whatever the calling thread set. */
-static void run_exactly(const Plan* plan, int stream) {
-  unsigned int caller = _mm_getcsr();
-  unsigned int wanted = (caller & ~0xE040u) | 0x1F80u;
-  if (caller != wanted) _mm_setcsr(wanted);
-  run_nest(plan, stream);
-  if (caller != wanted) _mm_setcsr(caller);
-}
-
-/* Bytes that a plan moves: each operand once, a broadcast one not at all. */
-static int64_t bytes_moved(const Plan* plan) {
-  int64_t elements = 1, bytes = 0;
-  for (int32_t d = 0; d < plan->rank; ++d) elements *= plan->extent[d];
-  for (int k = 0; k < OP.operand_count; ++k)
-    if (plan->rank == 0 || plan->stride[k][0] != 0) bytes += elements * OP.itemsizes[k];
-  return bytes;
-}
-
-typedef struct {
-  const Plan* plan;
-  int32_t dim;
-  int stream;
-} Split;
-
-/* Chunks of a dimension end at multiples of GRAIN elements, where there are as many. */
-#define GRAIN 1024
-static int64_t boundary(int64_t extent, int64_t chunk, int64_t chunks) {
-  int64_t at = extent / chunks * chunk + extent % chunks * chunk / chunks;
-  return chunk < chunks && extent >= GRAIN * chunks ? at / GRAIN * GRAIN : at;
-}
-
-static void run_chunk(void* argument, int64_t chunk, int64_t chunks) {
-  const Split* split = (const Split*)argument;
-  int64_t block[plan_size() / sizeof(int64_t) + 1];
-  Plan* part = plan_at(block);
-  int64_t extent = split->plan->extent[split->dim];
-  int64_t begin = boundary(extent, chunk, chunks), end = boundary(extent, chunk + 1, chunks);
-  if (begin == end) return;
-  part->rank = split->plan->rank;
-  memcpy(part->extent, split->plan->extent, sizeof(part->extent));
-  part->extent[split->dim] = end - begin;
-  for (int k = 0; k < OP.operand_count; ++k) {
-    memcpy(part->stride[k], split->plan->stride[k], sizeof(part->stride[k]));
-    part->data[k] =
-        split->plan->data[k] + begin * part->stride[k][split->dim] * OP.itemsizes[k];
-  }
-  run_exactly(part, split->stream);
-}
-
-static void run_pass(const Plan* plan) {
-  if (plan->rank < 0) return;
-  int64_t bytes = bytes_moved(plan);
-  Split split = {plan, 0, bytes >= stream_bytes};
-  if (bytes < parallel_bytes || threads < 2 || plan->rank == 0) {
-    run_exactly(plan, split.stream);
-    return;
-  }
-  for (int32_t d = 1; d < plan->rank; ++d)
-    if (plan->extent[split.dim] < threads && plan->extent[d] > plan->extent[split.dim])
-      split.dim = d;
-  int64_t chunks = 4 * (int64_t)threads; /* more than threads: whoever is late does less */
-  if (chunks > plan->extent[split.dim]) chunks = plan->extent[split.dim];
-  relu_ops_parallel(run_chunk, &split, chunks, threads);
-}
-
-static void run(const Plan* plan) {
-  for (; plan; plan = plan->next) run_pass(plan);
-}
-
 /* ---- tvm-ffi ----------------------------------------------------------------------------- */
 
 static int view_of(View* view, const TVMFFIAny* argument, const char* name) {
@@ -487,8 +326,8 @@ static int view_of(View* view, const TVMFFIAny* argument, const char* name) {
   } else {
     return refuse("TypeError", name, "is not an array");
   }
-  if (tensor->device.device_type != kDLCPU)
-    return refuse("ValueError", name, "is not in the memory of the CPU");
+  if ((int32_t)tensor->device.device_type != relu_ops_device_type)
+    return refuse("ValueError", name, "is in the memory of another device");
   view->data = (char*)tensor->data + tensor->byte_offset;
   view->shape = tensor->shape;
   view->strides = tensor->strides;
@@ -533,19 +372,17 @@ static int call_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVM
   int64_t block[plans_size() / sizeof(int64_t) + 1];
   Plan* plan = plan_at(block);
   if (from(plan, arguments, count)) return -1;
-  run(plan);
   result->type_index = kTVMFFINone;
   result->v_int64 = 0;
-  return 0;
+  return relu_ops_run(plan);
 }
 
 static int run_bound(void* plan, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
   (void)arguments;
   if (count != 0) return refuse("TypeError", "the bound call", "takes no arguments");
-  run((const Plan*)plan);
   result->type_index = kTVMFFINone;
   result->v_int64 = 0;
-  return 0;
+  return relu_ops_run((const Plan*)plan);
 }
 
 static int bind_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
@@ -575,8 +412,7 @@ DEFINE(bind, bind_now, prepare_from_arrays)
 DEFINE(call_views, call_now, prepare_from_description)
 DEFINE(bind_views, bind_now, prepare_from_description)
 
-/* How operators of this library run from now on: threads; bytes moved from which on more than one
- * is used; bytes moved from which on stores go past the cache. */
+/* How operators of this library run from now on: see relu_ops_configure. */
 EXPORT int __tvm_ffi_configure(void* self, const TVMFFIAny* arguments, int32_t count,
                                TVMFFIAny* result) {
   (void)self;
@@ -584,9 +420,8 @@ EXPORT int __tvm_ffi_configure(void* self, const TVMFFIAny* arguments, int32_t c
   for (int k = 0; k < 3; ++k)
     if (arguments[k].type_index != kTVMFFIInt || arguments[k].v_int64 < 0)
       return refuse("TypeError", "configure", "takes three integers");
-  threads = (int)(arguments[0].v_int64 < 256 ? arguments[0].v_int64 : 256);
-  parallel_bytes = arguments[1].v_int64;
-  stream_bytes = arguments[2].v_int64;
+  int64_t threads = arguments[0].v_int64 < 256 ? arguments[0].v_int64 : 256;
+  relu_ops_configure((int)threads, arguments[1].v_int64, arguments[2].v_int64);
   result->type_index = kTVMFFINone;
   result->v_int64 = 0;
   return 0;
