@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from relu_ops import bundle as bundles
 from relu_ops import ir
@@ -54,7 +55,7 @@ def make(model: Model, targets: Sequence[str] | str) -> tuple[Manifest, dict[str
 
     chosen = _resolved(targets)
     proto = frontend.read_model(model)
-    graph = frontend.import_model(proto)
+    graph = _printable(frontend.import_model(proto))
     contents = {bundles.MODEL: proto.SerializeToString(deterministic=True)}
     files = [_file(bundles.MODEL, "model", None, contents[bundles.MODEL])]
     for target in chosen:
@@ -62,6 +63,28 @@ def make(model: Model, targets: Sequence[str] | str) -> tuple[Manifest, dict[str
         contents[name] = codegen.build_x86(graph, target)
         files.append(_file(name, "library", target, contents[name]))
     return _manifest(graph, files), contents
+
+
+def _printable(graph: ir.Graph) -> ir.Graph:
+    """The graph with names that messages and terminals can bear."""
+
+    def shown(shape: ir.Shape | None) -> ir.Shape | None:
+        if shape is None:
+            return None
+        return tuple(bundles.printable(d) if isinstance(d, str) else d for d in shape)
+
+    def named(one: ir.Input | ir.Output) -> Any:
+        return replace(one, name=bundles.printable(one.name), shape=shown(one.shape))
+
+    return replace(
+        graph,
+        name=bundles.printable(graph.name),
+        inputs=tuple(map(named, graph.inputs)),
+        outputs=tuple(map(named, graph.outputs)),
+        requirements=tuple(
+            replace(r, what=bundles.printable(r.what)) for r in graph.requirements
+        ),
+    )
 
 
 def _resolved(names: Sequence[str] | str) -> list[Target]:

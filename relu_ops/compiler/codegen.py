@@ -32,8 +32,10 @@ from relu_ops.targets import Target
 _COMPILE_FLAGS = [
     *("-x", "c", "-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-march=x86-64"),
 ]
+# No start files: a library has no constructor, so that opening one runs none of its code.
 _LINK_FLAGS = [
     "-shared",
+    "-nostartfiles",
     "-Wl,--build-id=none",
     "-Wl,-z,noexecstack",
     "-Wl,-z,relro",

@@ -2,7 +2,8 @@
  *
  * The same for all operators; a generated C file holds the tables of one: its inputs, outputs,
  * leaves, requirements and kernels, as entry.h declares them. Exports two tvm-ffi functions of the
- * arguments (inputs..., outputs...): `call` computes, `bind` returns a function that computes
+ * arguments (inputs..., outputs..., and optionally the number of threads): `call` computes, `bind`
+ * returns a function that computes
  * on these same arrays again and again; and `call_views`, `bind_views`, which take the address
  * of a description instead of arrays, for what DLPack cannot express.
  *
@@ -258,6 +259,14 @@ static int split_blocks(Plan* plan) {
   return 0;
 }
 
+static int64_t bytes_moved(const Plan* plan) {
+  int64_t elements = 1, bytes = 0;
+  for (int32_t d = 0; d < plan->rank; ++d) elements *= plan->extent[d];
+  for (int k = 0; k < OP.operand_count; ++k)
+    if (plan->rank == 0 || plan->stride[k][0] != 0) bytes += elements * OP.itemsizes[k];
+  return bytes;
+}
+
 /* Plan one pass over an iteration: for all outputs, or for the only one. What an iteration does
  * not reach, or what is empty, cannot matter to the outputs that it computes: it is spared. */
 static int plan_pass(Plan* plan, const View* in, const View* out, const Shape* iteration,
@@ -287,6 +296,7 @@ static int plan_pass(Plan* plan, const View* in, const View* out, const Shape* i
   }
   if (split_blocks(plan)) return refuse("ValueError", "the inputs", "have too many dimensions");
   collapse(plan);
+  plan->bytes = bytes_moved(plan);
   return check_overlap(plan);
 }
 
@@ -336,9 +346,11 @@ static int view_of(View* view, const TVMFFIAny* argument, const char* name) {
   return 0;
 }
 
+static int32_t array_count(void) { return OP.input_count + OP.output_count; }
+
 static int prepare_from_arrays(Plan* plan, const TVMFFIAny* arguments, int32_t count) {
   View views[OP.input_count + OP.output_count];
-  if (count != OP.input_count + OP.output_count)
+  if (count != array_count())
     return refuse("TypeError", "the call", "has the wrong number of arrays");
   for (int k = 0; k < OP.input_count; ++k)
     if (view_of(&views[k], &arguments[k], OP.inputs[k].name)) return -1;
@@ -368,10 +380,24 @@ static int prepare_from_description(Plan* plan, const TVMFFIAny* arguments, int3
 
 typedef int (*Prepare)(Plan* plan, const TVMFFIAny* arguments, int32_t count);
 
+/* Prepare a call whose last argument may be the number of threads that it uses at most. */
+static int prepare_call(Prepare from, Plan* plan, const TVMFFIAny* arguments, int32_t count) {
+  int32_t expected = from == prepare_from_arrays ? array_count() : 1;
+  int64_t threads = 0;
+  if (count == expected + 1 && arguments[expected].type_index == kTVMFFIInt) {
+    threads = arguments[expected].v_int64;
+    --count;
+  }
+  if (threads < 0 || threads > 256) return refuse("ValueError", "threads", "must be 1 to 256");
+  if (from(plan, arguments, count)) return -1;
+  for (; plan; plan = plan->next) plan->threads = (int32_t)threads;
+  return 0;
+}
+
 static int call_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
   int64_t block[plans_size() / sizeof(int64_t) + 1];
   Plan* plan = plan_at(block);
-  if (from(plan, arguments, count)) return -1;
+  if (prepare_call(from, plan, arguments, count)) return -1;
   result->type_index = kTVMFFINone;
   result->v_int64 = 0;
   return relu_ops_run(plan);
@@ -390,7 +416,8 @@ static int bind_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVM
   if (!block) return refuse("MemoryError", "the call", "cannot be bound: no memory");
   Plan* plan = plan_at(block);
   TVMFFIObjectHandle function = NULL;
-  if (from(plan, arguments, count) || TVMFFIFunctionCreate(plan, run_bound, free, &function)) {
+  if (prepare_call(from, plan, arguments, count) ||
+      TVMFFIFunctionCreate(plan, run_bound, free, &function)) {
     free(plan);
     return -1;
   }
@@ -416,12 +443,13 @@ DEFINE(bind_views, bind_now, prepare_from_description)
 EXPORT int __tvm_ffi_configure(void* self, const TVMFFIAny* arguments, int32_t count,
                                TVMFFIAny* result) {
   (void)self;
-  if (count != 3) return refuse("TypeError", "configure", "takes three integers");
-  for (int k = 0; k < 3; ++k)
+  if (count != 4) return refuse("TypeError", "configure", "takes four integers");
+  for (int k = 0; k < 4; ++k)
     if (arguments[k].type_index != kTVMFFIInt || arguments[k].v_int64 < 0)
-      return refuse("TypeError", "configure", "takes three integers");
+      return refuse("TypeError", "configure", "takes four integers");
   int64_t threads = arguments[0].v_int64 < 256 ? arguments[0].v_int64 : 256;
-  relu_ops_configure((int)threads, arguments[1].v_int64, arguments[2].v_int64);
+  relu_ops_configure((int)threads, arguments[1].v_int64, arguments[2].v_int64,
+                     arguments[3].v_int64);
   result->type_index = kTVMFFINone;
   result->v_int64 = 0;
   return 0;

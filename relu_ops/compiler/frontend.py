@@ -19,6 +19,8 @@ import onnx.external_data_helper
 import onnx.inliner
 import onnx.numpy_helper
 import onnx.shape_inference
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from onnx import TensorProto
 
 from relu_ops import ir, reference
@@ -33,6 +35,14 @@ _ONNX_NAMES = {"float32": "float", "float64": "double"}
 _ELEMENT_TYPES: dict[int, str] = {
     TensorProto.DataType.Value(_ONNX_NAMES.get(name, name).upper()): name for name in DTYPES
 }
+
+# Bounds on what a small file can make large.
+_MOST_INPUTS = 1024  # every value knows which inputs its shape depends on
+_MOST_INLINED_NODES = 100_000  # functions that call each other twice double at every level
+_DEEPEST_CALL = 100
+_LARGEST_EXTERNAL_BYTES = 2**30  # a model with its data has to fit into a protobuf, 2 GiB
+_LARGEST_FOLDED_ELEMENTS = 2**24  # a constant lies in the library; what is larger is computed
+_LARGEST_SHAPE_ELEMENTS = 2**60  # beyond, the bytes of an array are no 64-bit number
 
 _SUPPORTED_DTYPES = f"supported dtypes: {', '.join(DTYPES)}"
 _SUPPORTED_OPERATORS = f"supported operators: {', '.join(OPERATORS)}"
@@ -81,6 +91,7 @@ def read_model(model: Model) -> onnx.ModelProto:
         raise ArgumentTypeError(
             f"model must be a path, bytes or an onnx.ModelProto (not {type(model).__name__})"
         )
+    _check_texts(proto)
     _load_external_data(proto, folder)
     return proto
 
@@ -95,17 +106,20 @@ def _parse(content: bytes, name: str) -> onnx.ModelProto:
     return proto
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t
-            yield from attribute.tensors
+def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+    """The constants of the model and of its local functions."""
+    yield from proto.graph.initializer
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.TENSOR:
+                    yield attribute.t
+                yield from attribute.tensors
 
 
 def _load_external_data(proto: onnx.ModelProto, folder: Path | None) -> None:
-    for tensor in _tensors(proto.graph):
+    total = 0
+    for tensor in _tensors(proto):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
         if folder is None:
@@ -114,31 +128,51 @@ def _load_external_data(proto: onnx.ModelProto, folder: Path | None) -> None:
                 "not given as a path",
                 "pass the path of the .onnx file, or load it with onnx.load first",
             )
-        _load_external_tensor(tensor, folder)
+        _check_tensor(tensor)
+        size = ir.size(tensor.dims) * DTYPES[_ELEMENT_TYPES[tensor.data_type]].itemsize
+        total += max(size, 0)
+        if total > _LARGEST_EXTERNAL_BYTES:
+            raise UnsupportedError(
+                f"the model's external data has more than {_LARGEST_EXTERNAL_BYTES} bytes"
+            )
+        _load_external_tensor(tensor, folder, size)
 
 
-def _load_external_tensor(tensor: TensorProto, folder: Path) -> None:
+def _load_external_tensor(tensor: TensorProto, folder: Path, size: int) -> None:
+    """Load `size` bytes: no more than the tensor's shape needs, however long the file is."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     try:
         path = (folder / location).resolve()
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
         if not location or Path(location).is_absolute() or not path.is_relative_to(folder):
             raise ValueError(f"{location!r} lies outside the model's folder")
         if not path.is_file():
             raise ValueError(f"{location!r} is not a file")
-        if offset < 0 or length < -1:
-            raise ValueError(f"offset {offset} and length {length} must not be negative")
+        if offset < 0 or length != size or size < 0:
+            raise ValueError(f"offset {offset} or length {length} is wrong for {size} bytes")
+        if path.stat().st_size < offset + size:
+            raise ValueError(f"{location!r} has fewer than {offset} + {size} bytes")
         with path.open("rb") as file:
             file.seek(offset)
-            content = file.read(length)
-        if length >= 0 and len(content) != length:
-            raise ValueError(f"{location!r} ends {length - len(content)} bytes too early")
+            content = file.read(size)
     except (ValueError, OSError) as error:
         raise ModelError(f"tensor {tensor.name!r}: external data: {error}") from error
     tensor.raw_data = content
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
+
+
+def _check_texts(message: Message) -> None:
+    """Refuse what is no UTF-8: protobuf lets it pass, as bytes, and everything here wants text."""
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for inner in value if field.is_repeated else [value]:
+                _check_texts(inner)
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            for text in value if field.is_repeated else [value]:
+                if not isinstance(text, str):
+                    raise ModelError(f"the model has a {field.name} that is not UTF-8: {text!r}")
 
 
 def check_model(proto: onnx.ModelProto) -> None:
@@ -151,11 +185,18 @@ def check_model(proto: onnx.ModelProto) -> None:
         UnsupportedError: An operator, an opset or a dtype is outside the scope.
     """
     opset = _opset(proto)
+    if proto.graph.sparse_initializer:
+        raise UnsupportedError("the model has sparse initializers, which are not supported")
+    if len(proto.graph.input) > _MOST_INPUTS:
+        raise UnsupportedError(
+            f"the model has {len(proto.graph.input)} inputs; it must have at most {_MOST_INPUTS}"
+        )
+    _check_functions(proto)
     local = {(function.domain, function.name) for function in proto.functions}
     for node in proto.graph.node:
         if (node.domain, node.op_type) not in local:
             _check_scope(node, opset, proto)
-    for tensor in _tensors(proto.graph):
+    for tensor in _tensors(proto):
         _check_tensor(tensor)
     try:
         onnx.checker.check_model(_with_shape_fields(proto), full_check=False)
@@ -163,6 +204,30 @@ def check_model(proto: onnx.ModelProto) -> None:
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     except Exception as error:
         raise ModelError(f"the model is not valid ONNX: {str(error).strip()}") from error
+
+
+def _check_functions(proto: onnx.ModelProto) -> None:
+    """Refuse local functions that call themselves, or that inline to a whole world of nodes."""
+    functions = {(f.domain, f.name, f.overload): f.node for f in proto.functions}
+    sizes: dict[tuple[str, str, str], int] = {}
+
+    def inlined_size(nodes: Sequence[onnx.NodeProto], depth: int) -> int:
+        if depth > _DEEPEST_CALL:
+            raise ModelError(f"local functions call each other more than {_DEEPEST_CALL} deep")
+        total = 0
+        for node in nodes:
+            called = (node.domain, node.op_type, node.overload)
+            if called in functions and called not in sizes:
+                sizes[called] = inlined_size(functions[called], depth + 1)
+            total += sizes.get(called, 1)
+        return total
+
+    size = inlined_size(proto.graph.node, 0)
+    if functions and size > _MOST_INLINED_NODES:
+        raise UnsupportedError(
+            f"the model's local functions inline to {size} nodes; at most {_MOST_INLINED_NODES} "
+            "are supported"
+        )
 
 
 def _with_shape_fields(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -257,8 +322,6 @@ class _Importer:
 
     def run(self) -> ir.Graph:
         graph = self.proto.graph
-        if graph.sparse_initializer:
-            raise UnsupportedError("the model has sparse initializers, which are not supported")
         constants = {tensor.name: tensor for tensor in graph.initializer}
         for name, tensor in constants.items():
             self.names[name] = self.constant(_array(tensor))
@@ -306,8 +369,7 @@ class _Importer:
         except KeyError as error:
             raise ModelError(f"{_describe(node)}: input {error} is computed by no node") from None
         _check_types(node, schema, [None if o is None else self.values[o].dtype for o in operands])
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        call = _Call(self, node, schema.since_version, operands, attributes)
+        call = _Call(self, node, schema.since_version, operands, _attributes(node))
         result = _HANDLERS[node.op_type](call)
         for name in node.output[:1]:
             self.names[name] = result
@@ -320,6 +382,7 @@ class _Importer:
     def constant(self, array: np.ndarray, shape: tuple[int, ...] | None = None) -> int:
         """Add a constant; `shape` repeats a single element without storing it repeatedly."""
         shape = array.shape if shape is None else shape
+        _check_static_size(shape)
         bits = np.ascontiguousarray(array).reshape(-1).view(f"V{array.dtype.itemsize}")
         if bits.size and bool((bits == bits[0]).all()):
             array = array.reshape(-1)[:1].reshape(())
@@ -362,16 +425,26 @@ class _Importer:
         terms = frozenset().union(*(self.values[o].terms for o in shaping))
         shape = _broadcast_shapes([self.shapes[o] for o in shaping])
         attributes = dict(attributes or {})
-        if all(self.values[o].kind == "constant" for o in present):
+        static = ir.broadcast_terms(terms, []) if all(t.input is None for t in terms) else None
+        if static is not None:
+            _check_static_size(static)
+        if static is not None and self._is_foldable(present, static):
             arrays = [None if o is None else self.values[o].array for o in operands]
             folded = reference.apply(operator, arrays, attributes)
-            static = ir.broadcast_terms(terms, [])
             if folded.shape != () and folded.shape != static:
                 folded = np.broadcast_to(folded, static)
             return self.constant(folded, static)
         return self._add(
             ir.Value("apply", dtype, terms, operator, tuple(operands), attributes), shape
         )
+
+    def _is_foldable(self, operands: Sequence[int], shape: tuple[int, ...]) -> bool:
+        """True where every operand is constant, and the result is no larger than it should be."""
+        values = [self.values[o] for o in operands]
+        if any(v.array is None for v in values):
+            return False
+        uniform = all(v.array is not None and v.array.shape == () for v in values)
+        return uniform or ir.size(shape) <= _LARGEST_FOLDED_ELEMENTS
 
     def require(self, what: str, value: int, into: Sequence[int]) -> None:
         """Demand that a value broadcasts into the shape of others, at the call at the latest."""
@@ -381,6 +454,11 @@ class _Importer:
             _check_requirement(requirement)
         else:
             self.requirements.append(requirement)
+
+
+def _check_static_size(shape: Sequence[int]) -> None:
+    if ir.size(max(d, 1) for d in shape) > _LARGEST_SHAPE_ELEMENTS:
+        raise UnsupportedError(f"a constant has the shape {tuple(shape)}, larger than any memory")
 
 
 def _check_blocks(graph: ir.Graph) -> None:
@@ -418,7 +496,16 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise ModelError(f"the model's local functions cannot be inlined: {error}") from error
 
 
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    try:
+        return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    except ValueError as error:  # a reference to a function's attribute, outside of functions
+        raise ModelError(f"{_describe(node)}: an attribute has no value: {error}") from error
+
+
 def _array(tensor: TensorProto) -> np.ndarray:
+    # onnx would read it from the current directory.
+    assert tensor.data_location != TensorProto.EXTERNAL
     try:
         return onnx.numpy_helper.to_array(tensor)
     except Exception as error:
@@ -721,9 +808,14 @@ def _constant_of_shape(call: _Call) -> int:
             "the shape of every result follows from the shapes of the inputs"
         )
     static = ir.broadcast_terms(value.terms, [])
+    if len(static) != 1 or static[0] > MAXIMUM_RANK:
+        raise ModelError(
+            f"{_describe(call.node)}: the shape must be a vector of at most {MAXIMUM_RANK} numbers "
+            f"(not of shape {static})"
+        )
     dims = [int(d) for d in np.broadcast_to(value.array, static)]
-    if any(d < 0 for d in dims) or len(dims) > MAXIMUM_RANK:
-        raise ModelError(f"{_describe(call.node)}: {dims} is not a shape of rank 0 to 8")
+    if any(d < 0 for d in dims):
+        raise ModelError(f"{_describe(call.node)}: {dims} is not a shape")
     fill = call.attributes.get("value")
     array = np.zeros(1, np.float32) if fill is None else _array(fill)
     if array.size != 1:

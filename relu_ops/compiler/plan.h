@@ -17,6 +17,7 @@ typedef struct Plan {
   char** data;                 /* by operand */
   void* spare;                 /* an element for each operand that has none */
   struct Plan* next;           /* another one to run, or NULL */
+  int64_t bytes;               /* that it moves: each operand once, a repeated one not at all */
   int32_t threads;             /* at most; 0: as the process is configured */
 } Plan;
 
@@ -42,8 +43,9 @@ extern const int32_t relu_ops_device_type;
 /* Run a plan and those that follow it; 0, or -1 with a tvm-ffi error set. */
 int relu_ops_run(const Plan* plan);
 
-/* How a process wants its operators run: threads; bytes moved from which on more than one is used;
- * bytes moved from which on stores go past the cache. */
-void relu_ops_configure(int threads, int64_t parallel_bytes, int64_t stream_bytes);
+/* How a process wants its operators run: threads; bytes moved from which on more than one is used,
+ * stores go past the cache, and sleeping threads are woken. */
+void relu_ops_configure(int threads, int64_t parallel_bytes, int64_t stream_bytes,
+                        int64_t wake_bytes);
 
 #endif

@@ -10,27 +10,39 @@
 #include <sys/syscall.h>
 #include <tvm/ffi/c_api.h>
 #include <unistd.h>
-#include <xmmintrin.h>
+#include <x86intrin.h>
 
 /* glibc 2.34 moved this into libc under a new version; the old one is there on every system.
  * Whatever else is called here has kept its old version (pthread_sigmask has not). */
 __asm__(".symver pthread_create,pthread_create@GLIBC_2.2.5");
 
+/* What pthread_atfork tells libraries apart by. The start files would define it; a library of ours
+ * has none, so that opening it runs no code. */
+__attribute__((visibility("hidden"))) void* __dso_handle = &__dso_handle;
+
 #define MAX_WORKERS 255
 #define SPIN_ROUNDS 4000 /* about 0.1 ms of pause instructions */
-#define REGISTERED_NAME "relu_ops.pool.1"
+#define BURST_TICKS 300000  /* about 0.1 ms: as long as workers spin */
+#define REGISTERED_NAME "relu_ops.pool.2"
+
+/* The chunks that one participant has left: generation << 32 | begin << 16 | end. */
+typedef struct {
+  _Alignas(64) atomic_ullong left;
+} Share;
 
 typedef struct {
-  atomic_int owned;            /* a caller has a job in the pool */
-  atomic_int workers;          /* threads that were started */
-  atomic_uint generation;      /* counts jobs; what workers wait on */
-  atomic_int sleepers;         /* workers in the futex */
-  atomic_ullong claim;         /* generation << 32 | next chunk */
-  atomic_llong finished;       /* chunks of this job that are done */
+  atomic_int owned;       /* a caller has a job in the pool */
+  atomic_int workers;     /* threads that were started */
+  atomic_int sleepers;    /* workers in the futex */
+  uint64_t last_tick;     /* when the owner's last job came */
+  int64_t owed_bytes;     /* moved since then without workers that a wake would have brought */
+  _Alignas(64) atomic_uint generation; /* counts jobs; what workers wait on */
   _Atomic(PoolTask) task;
   _Atomic(void*) argument;
   atomic_llong chunks;
-  atomic_int wanted;           /* workers that this job may use */
+  atomic_int participants; /* the caller and the workers that this job may use */
+  _Alignas(64) atomic_llong finished;  /* chunks of this job that workers did */
+  Share shares[MAX_WORKERS + 1];
 } Pool;
 
 static Pool own_pool;
@@ -40,19 +52,39 @@ static void futex(atomic_uint* word, int operation, unsigned value) {
   syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
 }
 
-/* Compute chunks of one job until none is left to claim. */
-static void work(Pool* pool, unsigned generation) {
+/* Take a chunk of a share: its owner the first, a thief the last. -1: there is none left. */
+static int64_t take(Share* share, unsigned generation, int is_owner) {
+  unsigned long long left = atomic_load(&share->left);
   for (;;) {
-    unsigned long long seen = atomic_load(&pool->claim);
-    PoolTask task = atomic_load(&pool->task);
-    void* argument = atomic_load(&pool->argument);
-    long long chunks = atomic_load(&pool->chunks), chunk = (long long)(seen & 0xFFFFFFFFu);
-    if ((unsigned)(seen >> 32) != generation || chunk >= chunks) return;
-    /* Success means that the job is still the one that was read: it cannot end before this
-     * chunk does. */
-    if (!atomic_compare_exchange_weak(&pool->claim, &seen, seen + 1)) continue;
+    unsigned begin = (unsigned)(left >> 16) & 0xFFFFu, end = (unsigned)left & 0xFFFFu;
+    if ((unsigned)(left >> 32) != generation || begin == end) return -1;
+    unsigned long long rest = is_owner ? left + (1u << 16) : left - 1;
+    if (atomic_compare_exchange_weak(&share->left, &left, rest)) return is_owner ? begin : end - 1;
+  }
+}
+
+/* Compute what is left of a share; the number of chunks that it were. */
+static int64_t work_on(Pool* pool, Share* share, unsigned generation, int is_owner) {
+  /* What is read here belongs to the job if a chunk of it can be taken: the job cannot end before
+   * that chunk does. */
+  PoolTask task = atomic_load(&pool->task);
+  void* argument = atomic_load(&pool->argument);
+  int64_t chunks = atomic_load(&pool->chunks), chunk, done = 0;
+  while ((chunk = take(share, generation, is_owner)) >= 0) {
     task(argument, chunk, chunks);
-    atomic_fetch_add(&pool->finished, 1);
+    ++done;
+  }
+  return done;
+}
+
+/* What a worker does for a job: its own share in order, so that from call to call the same core
+ * meets the same memory, then what others have not begun. */
+static void work(Pool* pool, unsigned generation, int self) {
+  int participants = atomic_load(&pool->participants);
+  for (int turn = 0; turn < participants; ++turn) {
+    int p = self + turn < participants ? self + turn : self + turn - participants;
+    int64_t done = work_on(pool, &pool->shares[p], generation, turn == 0);
+    if (done) atomic_fetch_add(&pool->finished, done);
   }
 }
 
@@ -80,7 +112,7 @@ static void* worker_main(void* start) {
       continue;
     }
     seen = now;
-    if (worker.number < atomic_load(&pool->wanted)) work(pool, seen);
+    if (worker.number < atomic_load(&pool->participants)) work(pool, seen, worker.number);
   }
   return NULL;
 }
@@ -100,7 +132,7 @@ static void start_workers(Pool* pool, int wanted) {
     pthread_t thread;
     if (!worker) break;
     worker->pool = pool;
-    worker->number = atomic_load(&pool->workers);
+    worker->number = atomic_load(&pool->workers) + 1; /* the caller is 0 */
     worker->generation = atomic_load(&pool->generation);
     if (pthread_create(&thread, &attributes, worker_main, worker)) {
       free(worker);
@@ -153,28 +185,63 @@ static Pool* find_pool(void) {
   return pool;
 }
 
-void relu_ops_parallel(PoolTask task, void* argument, int64_t chunks, int threads) {
+static int missing_workers(Pool* pool, int threads) {
+  int awake = atomic_load(&pool->workers) - atomic_load(&pool->sleepers);
+  return awake < threads - 1;
+}
+
+/* Whether to wake or start workers. That costs the caller more than a short job does, so it is
+ * done when the jobs of this burst have moved as many bytes as make up for it (the ski-rental
+ * rule: never much worse than knowing in advance how many jobs are still to come). */
+static int is_time_to_wake(Pool* pool, PoolUse use) {
+  uint64_t now = __rdtsc();
+  if (now - pool->last_tick > BURST_TICKS) pool->owed_bytes = 0;
+  pool->last_tick = now;
+  pool->owed_bytes += use.bytes;
+  return pool->owed_bytes >= use.wake_bytes;
+}
+
+static void run_alone(PoolTask task, void* argument, int64_t chunks) {
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) task(argument, chunk, chunks);
+}
+
+void relu_ops_parallel(PoolTask task, void* argument, int64_t chunks, PoolUse use) {
+  int threads = use.threads > MAX_WORKERS + 1 ? MAX_WORKERS + 1 : use.threads;
   Pool* pool = threads > 1 && chunks > 1 ? find_pool() : NULL;
   int nobody = 0;
   if (!pool || !atomic_compare_exchange_strong(&pool->owned, &nobody, 1)) {
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) task(argument, chunk, chunks);
+    run_alone(task, argument, chunks);
     return;
   }
-  start_workers(pool, threads - 1);
+  int wake = 0;
+  if (missing_workers(pool, threads)) {
+    wake = is_time_to_wake(pool, use);
+    if (wake) start_workers(pool, threads - 1);
+    if (!wake && atomic_load(&pool->workers) == atomic_load(&pool->sleepers)) {
+      atomic_store(&pool->owned, 0);
+      run_alone(task, argument, chunks);
+      return;
+    }
+  }
   unsigned generation = atomic_load(&pool->generation) + 1;
-  /* First of all nothing can be claimed: a worker that is late for the last job, which ended at a
-   * lower chunk than this one may, would otherwise take a chunk of this one under its number. */
-  atomic_store(&pool->claim, (unsigned long long)generation << 32 | 0xFFFFFFFFu);
-  atomic_store(&pool->task, task);
-  atomic_store(&pool->argument, argument);
-  atomic_store(&pool->chunks, chunks);
-  atomic_store(&pool->finished, 0);
-  atomic_store(&pool->wanted, threads - 1);
-  atomic_store(&pool->claim, (unsigned long long)generation << 32);
-  atomic_store(&pool->generation, generation);
-  if (atomic_load(&pool->sleepers) > 0) futex(&pool->generation, FUTEX_WAKE, MAX_WORKERS);
-  work(pool, generation);
-  for (int round = 0; atomic_load(&pool->finished) < chunks; ++round) {
+  atomic_store_explicit(&pool->task, task, memory_order_relaxed);
+  atomic_store_explicit(&pool->argument, argument, memory_order_relaxed);
+  atomic_store_explicit(&pool->chunks, chunks, memory_order_relaxed);
+  atomic_store_explicit(&pool->participants, threads, memory_order_relaxed);
+  atomic_store_explicit(&pool->finished, 0, memory_order_relaxed);
+  for (int p = 0; p < threads; ++p) {
+    unsigned long long begin = (unsigned long long)(chunks * p / threads);
+    unsigned long long end = (unsigned long long)(chunks * (p + 1) / threads);
+    unsigned long long left = (unsigned long long)generation << 32 | begin << 16 | end;
+    atomic_store_explicit(&pool->shares[p].left, left, memory_order_relaxed);
+  }
+  atomic_store(&pool->generation, generation); /* publishes all of it, before sleepers is read */
+  if (wake && atomic_load(&pool->sleepers) > 0) futex(&pool->generation, FUTEX_WAKE, MAX_WORKERS);
+  /* The caller's own chunks are not counted in memory that others write. */
+  int64_t own = work_on(pool, &pool->shares[0], generation, 1);
+  for (int p = 1; p < threads && own + atomic_load(&pool->finished) < chunks; ++p)
+    own += work_on(pool, &pool->shares[p], generation, 0);
+  for (int round = 0; own + atomic_load(&pool->finished) < chunks; ++round) {
     if (round < SPIN_ROUNDS) _mm_pause();
     else syscall(SYS_sched_yield);
   }

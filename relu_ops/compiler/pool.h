@@ -14,7 +14,16 @@
 
 typedef void (*PoolTask)(void* argument, int64_t chunk, int64_t chunks);
 
-/* Runs task(argument, chunk, chunks) for every chunk, on at most `threads` threads. */
-void relu_ops_parallel(PoolTask task, void* argument, int64_t chunks, int threads);
+/* How much of the pool a job may use. */
+typedef struct {
+  int threads;
+  int64_t bytes;      /* that the job moves */
+  int64_t wake_bytes; /* from how many on it pays to wake sleeping workers */
+} PoolUse;
+
+/* Runs task(argument, chunk, chunks) for every chunk, at most MOST_CHUNKS. The caller takes the
+ * first chunks, each worker the same ones in every call. */
+#define MOST_CHUNKS 65535
+void relu_ops_parallel(PoolTask task, void* argument, int64_t chunks, PoolUse use);
 
 #endif

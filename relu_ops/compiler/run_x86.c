@@ -9,14 +9,34 @@
 
 const int32_t relu_ops_device_type = kDLCPU;
 
-static int threads = 1;
-static int64_t parallel_bytes = INT64_MAX, stream_bytes = INT64_MAX;
+static int default_threads = 1;
+static int64_t parallel_bytes = INT64_MAX, stream_bytes = INT64_MAX, wake_bytes = 0;
 
-static const Kernel* choose_kernel(const int64_t* inner) {
+void relu_ops_configure(int threads, int64_t parallel, int64_t stream, int64_t wake) {
+  default_threads = threads;
+  parallel_bytes = parallel;
+  stream_bytes = stream;
+  wake_bytes = wake;
+}
+
+/* One pass, and how it is run. */
+typedef struct {
+  const Plan* plan;
+  const Kernel* kernel;
+  int32_t split; /* the dimension that is divided among threads */
+  int stream;
+} Pass;
+
+/* How an operand lies inside a row: see schedule_x86.py. */
+static int64_t inner_stride(const Plan* plan, int k) {
+  return plan->rank > 0 ? plan->stride[k][plan->rank - 1] : 1;
+}
+
+static const Kernel* choose_kernel(const Plan* plan) {
   for (int v = 0; v < OP.kernel_count; ++v) {
     int fits = 1;
     for (int k = 0; k < OP.operand_count; ++k)
-      fits &= OP.kernels[v].patterns[k] < 0 || OP.kernels[v].patterns[k] == inner[k];
+      fits &= OP.kernels[v].patterns[k] < 0 || OP.kernels[v].patterns[k] == inner_stride(plan, k);
     if (fits) return &OP.kernels[v];
   }
   return &OP.kernels[OP.kernel_count - 1];
@@ -38,61 +58,53 @@ static void run_streaming(const Kernel* kernel, char* const* data, const int64_t
   }
 }
 
-static void run_nest(const Plan* plan, int stream) {
-  int64_t row[OP.operand_count], inner[OP.operand_count], index[MAX_RANK] = {0};
-  char* data[OP.operand_count];
+/* Move every operand by some steps along a dimension. */
+static void advance(const Plan* plan, char** data, int32_t dim, int64_t steps) {
+  for (int k = 0; k < OP.operand_count; ++k)
+    data[k] += steps * plan->stride[k][dim] * OP.itemsizes[k];
+}
+
+/* Run a range of the split dimension: tiles of the two innermost dimensions, one after another. */
+static void run_range(const Pass* pass, int64_t begin, int64_t end) {
+  const Plan* plan = pass->plan;
   int32_t rank = plan->rank;
-  int64_t n = rank > 0 ? plan->extent[rank - 1] : 1;
-  int64_t rows = rank > 1 ? plan->extent[rank - 2] : 1;
-  for (int k = 0; k < OP.operand_count; ++k) {
-    inner[k] = rank > 0 ? plan->stride[k][rank - 1] : 1;
-    row[k] = rank > 1 ? plan->stride[k][rank - 2] : 0;
-    data[k] = plan->data[k];
+  int64_t extent[MAX_RANK + 2], index[MAX_RANK] = {0};
+  int64_t row[OP.operand_count], inner[OP.operand_count];
+  char* data[OP.operand_count];
+  memcpy(extent, plan->extent, sizeof(int64_t) * (size_t)rank);
+  memcpy(data, plan->data, sizeof(data));
+  if (rank > 0) {
+    extent[pass->split] = end - begin;
+    advance(plan, data, pass->split, begin);
   }
-  const Kernel* kernel = choose_kernel(inner);
-  /* Short rows would be all head and tail; between elements no store is ever aligned. */
-  int64_t itemsize = OP.itemsizes[OP.leaf_count];
-  int aligned = (uintptr_t)data[OP.leaf_count] % (uintptr_t)itemsize == 0;
-  stream = stream && kernel->stream && aligned && n * itemsize >= 8 * OP.vector_bytes;
+  int64_t n = rank > 0 ? extent[rank - 1] : 1, rows = rank > 1 ? extent[rank - 2] : 1;
+  for (int k = 0; k < OP.operand_count; ++k) {
+    inner[k] = inner_stride(plan, k);
+    row[k] = rank > 1 ? plan->stride[k][rank - 2] : 0;
+  }
   for (;;) {
-    if (stream) run_streaming(kernel, data, row, inner, rows, n);
-    else kernel->call(data, row, inner, rows, n);
+    if (pass->stream) run_streaming(pass->kernel, data, row, inner, rows, n);
+    else pass->kernel->call(data, row, inner, rows, n);
     int32_t d = rank - 3;
     for (; d >= 0; --d) {
-      for (int k = 0; k < OP.operand_count; ++k) data[k] += plan->stride[k][d] * OP.itemsizes[k];
-      if (++index[d] < plan->extent[d]) break;
-      for (int k = 0; k < OP.operand_count; ++k)
-        data[k] -= plan->stride[k][d] * plan->extent[d] * OP.itemsizes[k];
+      advance(plan, data, d, 1);
+      if (++index[d] < extent[d]) break;
+      advance(plan, data, d, -extent[d]);
       index[d] = 0;
     }
     if (d < 0) break;
   }
-  if (stream) _mm_sfence();
+  if (pass->stream) _mm_sfence();
 }
 
 /* The contract has no flush-to-zero and one rounding mode, whatever the calling thread set. */
-static void run_exactly(const Plan* plan, int stream) {
+static void run_exactly(const Pass* pass, int64_t begin, int64_t end) {
   unsigned int caller = _mm_getcsr();
   unsigned int wanted = (caller & ~0xE040u) | 0x1F80u;
   if (caller != wanted) _mm_setcsr(wanted);
-  run_nest(plan, stream);
+  run_range(pass, begin, end);
   if (caller != wanted) _mm_setcsr(caller);
 }
-
-/* Bytes that a plan moves: each operand once, a broadcast one not at all. */
-static int64_t bytes_moved(const Plan* plan) {
-  int64_t elements = 1, bytes = 0;
-  for (int32_t d = 0; d < plan->rank; ++d) elements *= plan->extent[d];
-  for (int k = 0; k < OP.operand_count; ++k)
-    if (plan->rank == 0 || plan->stride[k][0] != 0) bytes += elements * OP.itemsizes[k];
-  return bytes;
-}
-
-typedef struct {
-  const Plan* plan;
-  int32_t dim;
-  int stream;
-} Split;
 
 /* Chunks of a dimension end at multiples of GRAIN elements, where there are as many. */
 #define GRAIN 1024
@@ -102,46 +114,56 @@ static int64_t boundary(int64_t extent, int64_t chunk, int64_t chunks) {
 }
 
 static void run_chunk(void* argument, int64_t chunk, int64_t chunks) {
-  const Split* split = (const Split*)argument;
-  int64_t block[plan_size() / sizeof(int64_t) + 1];
-  Plan* part = plan_at(block);
-  int64_t extent = split->plan->extent[split->dim];
+  const Pass* pass = (const Pass*)argument;
+  int64_t extent = pass->plan->extent[pass->split];
   int64_t begin = boundary(extent, chunk, chunks), end = boundary(extent, chunk + 1, chunks);
-  if (begin == end) return;
-  part->rank = split->plan->rank;
-  memcpy(part->extent, split->plan->extent, sizeof(part->extent));
-  part->extent[split->dim] = end - begin;
-  for (int k = 0; k < OP.operand_count; ++k) {
-    memcpy(part->stride[k], split->plan->stride[k], sizeof(part->stride[k]));
-    part->data[k] =
-        split->plan->data[k] + begin * part->stride[k][split->dim] * OP.itemsizes[k];
+  if (begin < end) run_exactly(pass, begin, end);
+}
+
+/* Streaming stores need whole elements, and rows that are not all head and tail. */
+static int can_stream(const Plan* plan, const Kernel* kernel) {
+  int64_t itemsize = OP.itemsizes[OP.leaf_count];
+  int64_t n = plan->rank > 0 ? plan->extent[plan->rank - 1] : 1;
+  return kernel->stream && (uintptr_t)plan->data[OP.leaf_count] % (uintptr_t)itemsize == 0 &&
+         n * itemsize >= 8 * OP.vector_bytes;
+}
+
+/* The outermost dimension that has enough for every thread, or else the longest. */
+static int32_t choose_split(const Plan* plan, int64_t chunks) {
+  int32_t longest = 0;
+  for (int32_t d = 0; d < plan->rank; ++d) {
+    if (plan->extent[d] >= chunks) return d;
+    if (plan->extent[d] > plan->extent[longest]) longest = d;
   }
-  run_exactly(part, split->stream);
+  return longest;
+}
+
+/* A large job has more chunks than threads: whoever is late does less. A chunk costs 0.1 us. */
+#define MOST_CHUNKS_PER_THREAD 4
+#define CHUNK_BYTES (2 << 20)
+static int64_t chunks_of(const Plan* plan, int threads) {
+  int64_t each = plan->bytes / threads / CHUNK_BYTES;
+  if (each < 1) each = 1;
+  return threads * (each < MOST_CHUNKS_PER_THREAD ? each : MOST_CHUNKS_PER_THREAD);
 }
 
 static void run_pass(const Plan* plan) {
   if (plan->rank < 0) return;
-  int64_t bytes = bytes_moved(plan);
-  Split split = {plan, 0, bytes >= stream_bytes};
-  if (bytes < parallel_bytes || threads < 2 || plan->rank == 0) {
-    run_exactly(plan, split.stream);
+  Pass pass = {plan, choose_kernel(plan), 0, 0};
+  pass.stream = plan->bytes >= stream_bytes && can_stream(plan, pass.kernel);
+  int threads = plan->threads ? plan->threads : default_threads;
+  if (plan->bytes < parallel_bytes || threads < 2 || plan->rank == 0) {
+    run_exactly(&pass, 0, plan->rank > 0 ? plan->extent[0] : 1);
     return;
   }
-  for (int32_t d = 1; d < plan->rank; ++d)
-    if (plan->extent[split.dim] < threads && plan->extent[d] > plan->extent[split.dim])
-      split.dim = d;
-  int64_t chunks = 4 * (int64_t)threads; /* more than threads: whoever is late does less */
-  if (chunks > plan->extent[split.dim]) chunks = plan->extent[split.dim];
-  relu_ops_parallel(run_chunk, &split, chunks, threads);
+  int64_t chunks = chunks_of(plan, threads);
+  pass.split = choose_split(plan, chunks);
+  int64_t extent = plan->extent[pass.split];
+  PoolUse use = {threads, plan->bytes, wake_bytes};
+  relu_ops_parallel(run_chunk, &pass, chunks < extent ? chunks : extent, use);
 }
 
 int relu_ops_run(const Plan* plan) {
   for (; plan; plan = plan->next) run_pass(plan);
   return 0;
-}
-
-void relu_ops_configure(int count, int64_t parallel, int64_t stream) {
-  threads = count;
-  parallel_bytes = parallel;
-  stream_bytes = stream;
 }

@@ -18,9 +18,15 @@ from relu_ops.errors import ArgumentError, ArgumentTypeError
 THREADS_VARIABLE = "RELU_OPS_NUM_THREADS"
 _MOST_THREADS = 256
 
-# Two threads gain from 256 KiB on (relu, float32: 2.2 against 2.6 us) and lose at half of that
-# (1.4 against 1.3 us): AMD EPYC (Zen 4), 2 cores, 2026-11-21, medians of 15 interleaved samples.
-PARALLEL_BYTES = 256 * 1024
+# Measured on an AMD EPYC (Zen 4), 2 cores, 2026-11-21, relu float32, medians of interleaved samples.
+#
+# Two threads that are awake gain from 64 KiB on (0.61 against 0.73 us; 0.98 against 1.33 us at
+# twice that) and lose at a quarter of it (0.38 against 0.21 us).
+PARALLEL_BYTES = 64 * 2**10
+
+# A thread that sleeps costs the caller about 10 us to wake: a lone call gains from 6 MiB on (8 MiB:
+# 78 against 89 us; 4 MiB: 58 against 48 us). A burst of small calls wakes it once it has moved that.
+WAKE_BYTES = 6 * 2**20
 
 # Streaming stores gain from the last-level cache's size on (32 MiB moved: 0.67 against 0.70 ms;
 # 64 MiB: 1.34 against 1.67 ms, same machine and day). Twice the cache leaves to the next step
@@ -31,11 +37,19 @@ _USUAL_CACHE_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class Settings:
-    """What a library is configured with."""
+    """What a library is configured with.
+
+    Attributes:
+        threads: How many a large call uses.
+        parallel_bytes: Bytes moved from which on a call uses more than one that is awake.
+        stream_bytes: Bytes moved from which on stores go past the cache.
+        wake_bytes: Bytes moved, by one call or by a burst of them, that make up for waking threads.
+    """
 
     threads: int
     parallel_bytes: int
     stream_bytes: int
+    wake_bytes: int = 0
 
 
 def usable_threads() -> int:
@@ -87,7 +101,8 @@ _chosen: int | None = None
 def settings() -> Settings:
     """The settings in force."""
     threads = default_threads() if _chosen is None else _chosen
-    return Settings(threads, PARALLEL_BYTES, _STREAM_PER_CACHE * last_level_cache_bytes())
+    stream_bytes = _STREAM_PER_CACHE * last_level_cache_bytes()
+    return Settings(threads, PARALLEL_BYTES, stream_bytes, WAKE_BYTES)
 
 
 def get_num_threads() -> int:
