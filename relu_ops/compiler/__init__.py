@@ -81,9 +81,7 @@ def _printable(graph: ir.Graph) -> ir.Graph:
         name=bundles.printable(graph.name),
         inputs=tuple(map(named, graph.inputs)),
         outputs=tuple(map(named, graph.outputs)),
-        requirements=tuple(
-            replace(r, what=bundles.printable(r.what)) for r in graph.requirements
-        ),
+        requirements=tuple(replace(r, what=bundles.printable(r.what)) for r in graph.requirements),
     )
 
 

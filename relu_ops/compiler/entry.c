@@ -17,6 +17,9 @@
 
 #include "plan.h"
 
+/* Up to this size a call by headers is taken: some microseconds at most without the GIL's release. */
+#define FEW_ELEMENTS 8192
+
 #define EXPORT __attribute__((visibility("default")))
 
 /* An array as it was passed. Strides are in elements; NULL means compact. */
@@ -378,11 +381,77 @@ static int prepare_from_description(Plan* plan, const TVMFFIAny* arguments, int3
   return prepare(plan, views, views + OP.input_count);
 }
 
+/* A NumPy array as it lies in memory: the fields of PyArrayObject and PyArray_Descr, which NumPy's
+ * binary interface fixes. runtime/headers.py makes sure of it before anything here reads them. */
+typedef struct {
+  int64_t references;
+  void* type;
+  void* scalar_type;
+  char kind, letter, byteorder, unused;
+  int32_t type_number;
+} ArrayDtype;
+
+typedef struct {
+  int64_t references;
+  void* type;
+  char* data;
+  int32_t rank;
+  const int64_t* shape;
+  const int64_t* byte_strides;
+  void* base;
+  const ArrayDtype* dtype;
+  int32_t flags;
+} ArrayHeader;
+
+enum { C_CONTIGUOUS = 0x1, ALIGNED = 0x100, WRITEABLE = 0x400 };
+
+/* The type numpy.ndarray; NULL where headers must not be read. */
+static const void* array_type = NULL;
+
+/* NumPy's type numbers: from NPY_BOOL to NPY_DOUBLE, and NPY_HALF. */
+static DLDataType dtype_of_number(int32_t number) {
+  static const DLDataType dtypes[] = {
+      {kDLBool, 8, 1}, {kDLInt, 8, 1},   {kDLUInt, 8, 1},  {kDLInt, 16, 1},
+      {kDLUInt, 16, 1}, {kDLInt, 32, 1},  {kDLUInt, 32, 1}, {kDLInt, 64, 1},
+      {kDLUInt, 64, 1}, {kDLInt, 64, 1},  {kDLUInt, 64, 1}, {kDLFloat, 32, 1},
+      {kDLFloat, 64, 1}};
+  DLDataType half = {kDLFloat, 16, 1}, none = {0, 0, 0};
+  if (number == 23) return half;
+  return number >= 0 && number < (int32_t)(sizeof(dtypes) / sizeof(dtypes[0])) ? dtypes[number] : none;
+}
+
+static int view_of_header(View* view, int64_t* strides, const ArrayHeader* array, int32_t wanted) {
+  if (array->type != array_type || (array->flags & wanted) != wanted ||
+      array->dtype->byteorder == '>' || array->rank > MAX_RANK)
+    return -1;
+  view->data = array->data;
+  view->shape = array->shape;
+  view->strides = NULL;
+  view->rank = array->rank;
+  view->dtype = dtype_of_number(array->dtype->type_number);
+  if (array->flags & C_CONTIGUOUS) return 0;
+  int64_t itemsize = view->dtype.bits / 8;
+  for (int32_t d = 0; d < array->rank; ++d) {
+    if (itemsize == 0 || array->byte_strides[d] % itemsize != 0) return -1;
+    strides[d] = array->byte_strides[d] / itemsize;
+  }
+  view->strides = strides;
+  return 0;
+}
+
+/* A Python tuple. */
+typedef struct {
+  int64_t references;
+  void* type;
+  int64_t count;
+  const ArrayHeader* items[];
+} TupleHeader;
+
 typedef int (*Prepare)(Plan* plan, const TVMFFIAny* arguments, int32_t count);
 
 /* Prepare a call whose last argument may be the number of threads that it uses at most. */
 static int prepare_call(Prepare from, Plan* plan, const TVMFFIAny* arguments, int32_t count) {
-  int32_t expected = from == prepare_from_arrays ? array_count() : 1;
+  int32_t expected = from == prepare_from_description ? 1 : array_count();
   int64_t threads = 0;
   if (count == expected + 1 && arguments[expected].type_index == kTVMFFIInt) {
     threads = arguments[expected].v_int64;
@@ -439,17 +508,54 @@ DEFINE(bind, bind_now, prepare_from_arrays)
 DEFINE(call_views, call_now, prepare_from_description)
 DEFINE(bind_views, bind_now, prepare_from_description)
 
-/* How operators of this library run from now on: see relu_ops_configure. */
+/* Compute on a few elements from the addresses of a tuple of NumPy arrays and of one for the output.
+ * They must not change meanwhile: the caller holds the GIL. 1: it is done; 0: not in this way. */
+EXPORT int __tvm_ffi_call_headers(void* self, const TVMFFIAny* arguments, int32_t count,
+                                  TVMFFIAny* result) {
+  (void)self;
+  result->type_index = kTVMFFIInt;
+  result->v_int64 = 0;
+  if (count != 2 || !array_type || OP.output_count != 1) return 0;
+  const TupleHeader* inputs = (const TupleHeader*)(intptr_t)arguments[0].v_int64;
+  const ArrayHeader* output = (const ArrayHeader*)(intptr_t)arguments[1].v_int64;
+  if (inputs->count != OP.input_count) return 0;
+  View views[OP.input_count + 1];
+  int64_t strides[OP.input_count + 1][MAX_RANK];
+  for (int k = 0; k <= OP.input_count; ++k) {
+    int is_output = k == OP.input_count;
+    const ArrayHeader* array = is_output ? output : inputs->items[k];
+    int32_t wanted = is_output ? ALIGNED | WRITEABLE : ALIGNED;
+    if (view_of_header(&views[k], strides[k], array, wanted)) return 0;
+  }
+  int64_t elements = 1;
+  for (int32_t d = 0; d < output->rank; ++d)
+    if (__builtin_mul_overflow(elements, output->shape[d], &elements)) return 0;
+  if (elements > FEW_ELEMENTS) return 0;
+  int64_t block[plans_size() / sizeof(int64_t) + 1];
+  Plan* plan = plan_at(block);
+  /* The error of a refusal is left behind: the caller finds out for himself what is wrong. */
+  if (prepare(plan, views, views + OP.input_count) || relu_ops_run(plan)) return 0;
+  result->v_int64 = 1;
+  return 0;
+}
+
+/* How operators of this library run from now on: what relu_ops_configure takes, then the address of
+ * numpy.ndarray, or 0 (see runtime/headers.py). A newer runtime may have more to say: it is not
+ * understood here, and not needed. */
+enum { SETTINGS = 5 };
+
 EXPORT int __tvm_ffi_configure(void* self, const TVMFFIAny* arguments, int32_t count,
                                TVMFFIAny* result) {
   (void)self;
-  if (count != 4) return refuse("TypeError", "configure", "takes four integers");
-  for (int k = 0; k < 4; ++k)
+  int64_t values[SETTINGS];
+  if (count < SETTINGS) return refuse("TypeError", "configure", "takes five integers");
+  for (int k = 0; k < SETTINGS; ++k) {
     if (arguments[k].type_index != kTVMFFIInt || arguments[k].v_int64 < 0)
-      return refuse("TypeError", "configure", "takes four integers");
-  int64_t threads = arguments[0].v_int64 < 256 ? arguments[0].v_int64 : 256;
-  relu_ops_configure((int)threads, arguments[1].v_int64, arguments[2].v_int64,
-                     arguments[3].v_int64);
+      return refuse("TypeError", "configure", "takes five integers");
+    values[k] = arguments[k].v_int64;
+  }
+  relu_ops_configure((int)(values[0] < 256 ? values[0] : 256), values[1], values[2], values[3]);
+  array_type = (const void*)(intptr_t)values[4];
   result->type_index = kTVMFFINone;
   result->v_int64 = 0;
   return 0;

@@ -19,8 +19,8 @@ import onnx.external_data_helper
 import onnx.inliner
 import onnx.numpy_helper
 import onnx.shape_inference
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from relu_ops import ir, reference

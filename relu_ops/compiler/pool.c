@@ -36,6 +36,7 @@ typedef struct {
   atomic_int sleepers;    /* workers in the futex */
   uint64_t last_tick;     /* when the owner's last job came */
   int64_t owed_bytes;     /* moved since then without workers that a wake would have brought */
+  atomic_uint owner_cpu;  /* where the owner ran when he last woke workers */
   _Alignas(64) atomic_uint generation; /* counts jobs; what workers wait on */
   _Atomic(PoolTask) task;
   _Atomic(void*) argument;
@@ -88,6 +89,28 @@ static void work(Pool* pool, unsigned generation, int self) {
   }
 }
 
+/* The number of the processor that this thread runs on, as Linux keeps it for rdtscp. */
+static unsigned current_cpu(void) {
+  unsigned number;
+  __rdtscp(&number);
+  return number & 0xFFFu;
+}
+
+/* Leave the owner's processor, where the system may have put a thread that was woken: it would move
+ * it after milliseconds only (8 were seen), and until then two threads take longer than one. The
+ * set of processors that the thread may use stays as it was. */
+static void leave_owner(Pool* pool) {
+  unsigned long allowed[4096 / (8 * sizeof(long))] = {0}, bits = 8 * sizeof(long);
+  unsigned cpu = current_cpu();
+  if (cpu != atomic_load(&pool->owner_cpu)) return;
+  long size = syscall(SYS_sched_getaffinity, 0, sizeof(allowed), allowed);
+  if (size <= 0) return;
+  allowed[cpu / bits] &= ~(1ul << cpu % bits);
+  if (syscall(SYS_sched_setaffinity, 0, (unsigned long)size, allowed) != 0) return; /* no other */
+  allowed[cpu / bits] |= 1ul << cpu % bits;
+  syscall(SYS_sched_setaffinity, 0, (unsigned long)size, allowed);
+}
+
 typedef struct {
   Pool* pool;
   int number;
@@ -109,6 +132,7 @@ static void* worker_main(void* start) {
       atomic_fetch_add(&pool->sleepers, 1);
       futex(&pool->generation, FUTEX_WAIT, seen);
       atomic_fetch_sub(&pool->sleepers, 1);
+      leave_owner(pool);
       continue;
     }
     seen = now;
@@ -216,6 +240,7 @@ void relu_ops_parallel(PoolTask task, void* argument, int64_t chunks, PoolUse us
   int wake = 0;
   if (missing_workers(pool, threads)) {
     wake = is_time_to_wake(pool, use);
+    if (wake) atomic_store(&pool->owner_cpu, current_cpu());
     if (wake) start_workers(pool, threads - 1);
     if (!wake && atomic_load(&pool->workers) == atomic_load(&pool->sleepers)) {
       atomic_store(&pool->owned, 0);

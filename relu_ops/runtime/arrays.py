@@ -16,6 +16,7 @@ import numpy as np
 from relu_ops import ir
 from relu_ops.bundle import Manifest, Requirement, Tensor, Term
 from relu_ops.errors import ArgumentError, ArgumentTypeError
+from relu_ops.runtime import memory
 from relu_ops.semantics import DTYPES, dlpack_type, dtype_name
 
 _KIND_ORDER = ("bool", "uint", "int", "float")
@@ -88,7 +89,13 @@ def _from_dlpack(x: Any, what: str) -> np.ndarray:
     try:
         return np.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError, ValueError):
+        pass
+    try:
         return np.asarray(x)
+    except Exception as error:  # another library's: a JAX value while it is traced, for example
+        raise ArgumentTypeError(
+            f"{what} cannot be made an array: {str(error).partition(chr(10))[0]}"
+        ) from error
 
 
 def _from_python(x: Any, spec: Tensor, what: str) -> np.ndarray:
@@ -242,6 +249,12 @@ def check_out(out: Any, spec: Tensor, shape: tuple[int, ...], operator: str) -> 
         raise ArgumentError(f"{what}.shape must be {shape} (not {array.shape})")
     if not array.flags.writeable:
         raise ArgumentError(f"{what} is read-only", "pass a writable array, or leave out away")
+    alone = all(d < 2 or s for d, s in zip(array.shape, array.strides, strict=True))
+    if array.size and not alone:
+        raise ArgumentError(
+            f"{what} has several elements in one place (strides {array.strides})",
+            "pass an array whose elements lie apart",
+        )
     return array
 
 
@@ -250,12 +263,17 @@ def allocate(spec: Tensor, shape: tuple[int, ...], like: Sequence[Any]) -> tuple
 
     Returns:
         What the caller gets, and a NumPy view of it.
+
+    Raises:
+        ArgumentError: No memory could hold it.
     """
+    if ir.size(max(d, 1) for d in shape) * DTYPES[spec.dtype].itemsize >= 2**63:
+        raise ArgumentError(f"the output {spec.name} of shape {shape} is larger than any memory")
     if any(is_torch(x) for x in like):
         torch = sys.modules["torch"]
         tensor = torch.empty(shape, dtype=getattr(torch, spec.dtype))
         return tensor, _from_torch(tensor, spec.name)
-    array = np.empty(shape, DTYPES[spec.dtype].numpy)
+    array = memory.empty(shape, DTYPES[spec.dtype].numpy)
     return array, array
 
 

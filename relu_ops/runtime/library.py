@@ -1,12 +1,14 @@
 """Opens a library that was already checked, from memory, and finds its functions.
 
 The bytes that were hashed are the bytes that are loaded: they go into a sealed anonymous file,
-so that nothing on disk is opened again. `tvm_ffi` is imported here and nowhere else.
+so that nothing on disk is opened again, and `elf` has read every table of theirs that the dynamic
+linker will follow. `tvm_ffi` is imported here and nowhere else.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import fcntl
 import importlib
 import itertools
@@ -20,7 +22,7 @@ from typing import Any
 
 from relu_ops.bundle import digest_of
 from relu_ops.errors import BundleError
-from relu_ops.runtime import threads
+from relu_ops.runtime import elf, headers, threads
 from relu_ops.runtime.threads import Settings
 
 _ALL_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
@@ -36,14 +38,17 @@ class Library:
         bind: As call, but returns a function without arguments that computes.
         call_views: Computes on what a description in memory says, given its address.
         bind_views: As call_views, but returns a function.
-        configure: Sets threads, parallel bytes and streaming bytes; see runtime/threads.py.
+        call_headers: As call, but given the addresses of a tuple of NumPy arrays and of one for the
+            output, for few elements; returns whether it did it. Keeps the GIL: see headers.py.
+        configure: Sets threads and thresholds; see runtime/threads.py.
     """
 
     call: Callable[..., None]
     bind: Callable[..., Callable[[], None]]
-    call_views: Callable[[int], None]
-    bind_views: Callable[[int], Callable[[], None]]
-    configure: Callable[[int, int, int], None]
+    call_views: Callable[..., None]
+    bind_views: Callable[..., Any]
+    call_headers: Callable[[int, int], int]
+    configure: Callable[..., None]
 
 
 def tvm_ffi() -> ModuleType:
@@ -61,21 +66,47 @@ def tvm_ffi() -> ModuleType:
 
 
 _opened: dict[str, Library] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()
 _serial = itertools.count(1)
 
 
-def open_library(content: bytes) -> Library:
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+# A fork waits until no other thread is in the middle of opening a library, so that the child finds
+# neither this lock taken nor the dynamic linker half way. A thread that opens one may fork itself.
+os.register_at_fork(
+    before=lambda: _lock.acquire(),
+    after_in_parent=lambda: _lock.release(),
+    after_in_child=_renew_lock,
+)
+
+
+def open_library(content: bytes, name: str = "the library", kind: str = "cpu") -> Library:
     """Load a library, once per process and content.
 
+    Args:
+        content: Its bytes, checked against their digest.
+        name: What to call it in a message.
+        kind: The kind of its target; what it may name depends on it.
+
     Raises:
-        BundleError: It cannot be loaded, or it is not an operator's library.
+        BundleError: It is not an operator's library, or cannot be loaded.
     """
     digest = digest_of(content)
+    opened = _opened.get(digest)
+    if opened is not None:
+        return opened
+    elf.check(content, name, kind)
     with _lock:
         if digest not in _opened:
-            opened = _open(content)
-            _configure(opened, threads.settings())
+            opened = _open(content, name)
+            try:
+                _configure(opened, threads.settings())
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise BundleError(f"{name}: does not take its settings: {error}") from error
             _opened[digest] = opened
         return _opened[digest]
 
@@ -88,22 +119,23 @@ def configure_all(settings: Settings) -> None:
 
 
 def _configure(opened: Library, settings: Settings) -> None:
-    opened.configure(settings.threads, settings.parallel_bytes, settings.stream_bytes)
+    opened.configure(*dataclasses.astuple(settings), headers.array_type())
 
 
-def _open(content: bytes) -> Library:
+def _open(content: bytes, name: str) -> Library:
     ffi: Any = tvm_ffi()
     try:
         library = _load_from_memory(content)
         functions = {
-            name: ffi.Function.__from_extern_c__(
-                ctypes.cast(library[f"__tvm_ffi_{name}"], ctypes.c_void_p).value,
+            function: ffi.Function.__from_extern_c__(
+                ctypes.cast(library[f"__tvm_ffi_{function}"], ctypes.c_void_p).value,
                 keep_alive_object=library,
             )
-            for name in Library.__dataclass_fields__
+            for function in Library.__dataclass_fields__
         }
     except (OSError, AttributeError) as error:
-        raise BundleError(f"the library cannot be loaded: {error}") from error
+        raise BundleError(f"{name}: cannot be loaded: {error}") from error
+    functions["call_headers"].release_gil = False
     return Library(**functions)
 
 

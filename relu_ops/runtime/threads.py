@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +19,15 @@ from relu_ops.errors import ArgumentError, ArgumentTypeError
 THREADS_VARIABLE = "RELU_OPS_NUM_THREADS"
 _MOST_THREADS = 256
 
-# Measured on an AMD EPYC (Zen 4), 2 cores, 2026-11-21, relu float32, medians of interleaved samples.
+# Measured on an AMD EPYC (Zen 4), 2 cores, 2026-11-21: relu float32, interleaved, medians.
 #
 # Two threads that are awake gain from 64 KiB on (0.61 against 0.73 us; 0.98 against 1.33 us at
 # twice that) and lose at a quarter of it (0.38 against 0.21 us).
 PARALLEL_BYTES = 64 * 2**10
 
-# A thread that sleeps costs the caller about 10 us to wake: a lone call gains from 6 MiB on (8 MiB:
-# 78 against 89 us; 4 MiB: 58 against 48 us). A burst of small calls wakes it once it has moved that.
+# A thread that sleeps costs the caller about 10 us to wake: a lone call gains from 6 MiB on
+# (8 MiB: 78 against 89 us; 4 MiB: 58 against 48 us). A burst of smaller calls wakes it once it
+# has moved that much.
 WAKE_BYTES = 6 * 2**20
 
 # Streaming stores gain from the last-level cache's size on (32 MiB moved: 0.67 against 0.70 ms;
@@ -110,6 +112,20 @@ def get_num_threads() -> int:
     return settings().threads
 
 
+def check_count(what: str, count: int) -> int:
+    """A number of threads, as it was passed.
+
+    Raises:
+        ArgumentTypeError: It is not an integer.
+        ArgumentError: It is out of range.
+    """
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise ArgumentTypeError(f"{what} must be an int or None (not {type(count).__name__})")
+    if not 1 <= count <= _MOST_THREADS:
+        raise ArgumentError(f"{what} must be 1 to {_MOST_THREADS} (not {count})")
+    return count
+
+
 def set_num_threads(count: int | None) -> None:
     """Set the number of threads of every operator in this process.
 
@@ -122,11 +138,18 @@ def set_num_threads(count: int | None) -> None:
         ArgumentError: It is out of range.
     """
     global _chosen
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
-        raise ArgumentTypeError(f"count must be an int or None (not {type(count).__name__})")
-    if count is not None and not 1 <= count <= _MOST_THREADS:
-        raise ArgumentError(f"count must be 1 to {_MOST_THREADS} (not {count})")
-    _chosen = count
+    _chosen = None if count is None else check_count("count", count)
     from relu_ops.runtime import library
 
     library.configure_all(settings())
+
+
+@contextlib.contextmanager
+def num_threads(count: int | None) -> Iterator[None]:
+    """`set_num_threads` for a while; what was set before comes back."""
+    before = _chosen
+    set_num_threads(count)
+    try:
+        yield
+    finally:
+        set_num_threads(before)

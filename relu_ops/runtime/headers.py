@@ -1,0 +1,113 @@
+"""Whether compiled operators may read small NumPy arrays by the address of their headers.
+
+DLPack costs a quarter of a microsecond per array, more than a small operator itself. NumPy's binary
+interface fixes where an array object keeps its data, shape, strides, dtype and flags: entry.c reads
+them there. This module checks, once per process and field by field, that they are where they are
+expected, so that another layout (a debug or free-threaded Python, another implementation) means
+the slower way and not a wrong address.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+
+import numpy as np
+
+
+class _Dtype(ctypes.Structure):
+    _fields_ = (
+        ("references", ctypes.c_int64),
+        ("type", ctypes.c_void_p),
+        ("scalar_type", ctypes.c_void_p),
+        ("kind", ctypes.c_char),
+        ("letter", ctypes.c_char),
+        ("byteorder", ctypes.c_char),
+        ("unused", ctypes.c_char),
+        ("type_number", ctypes.c_int32),
+    )
+
+
+class _Array(ctypes.Structure):
+    """ArrayHeader of entry.c."""
+
+    _fields_ = (
+        ("references", ctypes.c_int64),
+        ("type", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
+        ("rank", ctypes.c_int32),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_strides", ctypes.POINTER(ctypes.c_int64)),
+        ("base", ctypes.py_object),
+        ("dtype", ctypes.c_void_p),
+        ("flags", ctypes.c_int32),
+    )
+
+
+class _Tuple(ctypes.Structure):
+    """TupleHeader of entry.c."""
+
+    _fields_ = (
+        ("references", ctypes.c_int64),
+        ("type", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("items", ctypes.c_void_p * 6),
+    )
+
+
+_TYPE_NUMBERS = {
+    **{"bool": 0, "int8": 1, "uint8": 2, "int16": 3, "uint16": 4, "int32": 5, "uint32": 6},
+    **{"int64": 7, "uint64": 8, "longlong": 9, "ulonglong": 10},
+    **{"float32": 11, "float64": 12, "float16": 23},
+}
+
+
+@functools.cache
+def array_type() -> int:
+    """The address of numpy.ndarray where operators may read headers; 0 where they may not."""
+    return id(np.ndarray) if _are_readable() else 0
+
+
+def _are_readable() -> bool:
+    """True where the layout is the one that entry.c knows, and the GIL keeps it still."""
+    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    if sys.implementation.name != "cpython" or not gil:
+        return False
+    if object.__basicsize__ != 16 or np.ndarray.__basicsize__ < ctypes.sizeof(_Array):
+        return False
+    numbers = all(np.dtype(name).num == number for name, number in _TYPE_NUMBERS.items())
+    arrays = tuple(_probes())
+    items = _Tuple.from_address(id(arrays))
+    return (
+        numbers
+        and items.count == len(arrays)
+        and list(items.items[: len(arrays)]) == [id(array) for array in arrays]
+        and all(_reads_as_it_is(array) for array in arrays)
+    )
+
+
+def _probes() -> list[np.ndarray]:
+    """Arrays that differ in every field."""
+    plain = np.arange(15, dtype=np.float32).reshape(3, 5)
+    frozen = np.zeros((2, 1, 4), np.int8)
+    frozen.flags.writeable = False
+    swapped = np.zeros(3, np.dtype(">f8"))
+    return [plain, plain[::-2, 1::3], plain.T, frozen, swapped, np.zeros((), np.float16)]
+
+
+def _reads_as_it_is(array: np.ndarray) -> bool:
+    header = _Array.from_address(id(array))
+    flags = (array.flags.c_contiguous, array.flags.aligned, array.flags.writeable)
+    if header.type != id(type(array)) or header.dtype != id(array.dtype):
+        return False
+    dtype = _Dtype.from_address(header.dtype)
+    return (
+        header.data == array.ctypes.data
+        and header.rank == array.ndim
+        and tuple(header.shape[: array.ndim]) == array.shape
+        and tuple(header.byte_strides[: array.ndim]) == array.strides
+        and tuple(bool(header.flags & bit) for bit in (0x1, 0x100, 0x400)) == flags
+        and dtype.type_number == array.dtype.num
+        and dtype.byteorder.decode() == array.dtype.byteorder
+    )
