@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from relu_ops import targets
@@ -96,6 +97,10 @@ def _build(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from relu_ops import inspect
 
+    if options.rebuild_check:
+        report = inspect.rebuild_check(options.path)
+        print(json.dumps(report, indent=1) if options.json else inspect.render_rebuild(report))
+        return FINE if report["identical"] else CHECK_FAILED
     if options.source:
         target = options.target or targets.native().name
         print(inspect.source(options.path, target, options.source))
@@ -162,30 +167,24 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from relu_ops import jit
-    from relu_ops.bench import timing
-    from relu_ops.runtime import dispatch
+    from relu_ops.bench import command, plots, record, tables
 
-    if Path(options.path).is_dir():
-        operator = dispatch.load(options.path, target=options.target)
-    else:
-        operator = jit.compile(options.path, options.target or "native")
-    sizes = options.size or list(timing.DEFAULT_SIZES)
-    timings = [
-        one
-        for size in _progress(sizes, len(sizes), operator.name)
-        for one in timing.compare(operator, [size])
-    ]
-    if options.json:
-        record = {
-            "machine": timing.machine(),
-            "operator": operator.name,
-            "target": operator.target.name,
-            "timings": [vars(t) for t in timings],
-        }
-        print(json.dumps(record, indent=1))
-    else:
-        print(timing.table(timings))
+    if options.compare:
+        rows = record.compare(*(record.read(path) for path in options.compare))
+        print(
+            json.dumps(msgspec.to_builtins(rows))
+            if options.json
+            else tables.render_comparison(rows)
+        )
+        return FINE
+    found = record.read(options.show) if options.show else command.run(options, _progress)
+    if options.record:
+        record.write(found, options.record)
+        _say(f"{options.record}: {len(found.timings)} timings")
+    if options.plot:
+        pictures = plots.draw(found, options.plot)
+        _say(f"{options.plot}: {len(pictures)} pictures")
+    print(record.encode(found).decode() if options.json else tables.render(found))
     return FINE
 
 
@@ -235,9 +234,17 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _threads(text: str) -> int:
+    """Parse a number of threads, for argparse."""
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= int(text) <= 256):
+        raise argparse.ArgumentTypeError(f"must be 1 to 256 (not {text!r})")
+    return int(text)
+
+
 _Option = tuple[tuple[str, ...], dict[str, Any]]
 
 _JSON: _Option = (("--json",), {"action": "store_true", "help": "print JSON"})
+_MANY: dict[str, Any] = {"action": "append"}
 _TARGET: _Option = (("--target",), {"help": "a target by name, instead of the best that runs here"})
 
 _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option, ...]]] = {
@@ -269,6 +276,10 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (
                 ("--source",),
                 {"choices": ["tir", "llvm", "assembly", "c"], "help": "show generated code"},
+            ),
+            (
+                ("--rebuild-check",),
+                {"action": "store_true", "help": "build it again and compare every byte"},
             ),
             _TARGET,
             _JSON,
@@ -302,14 +313,27 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
     ),
     "bench": (
         _bench,
-        "time a bundle or a model against NumPy and onnxruntime",
+        "time graphs, a bundle or a model against what else could be used, and the machine's limit",
         (
-            (("path",), {"help": "a bundle, or an .onnx file"}),
+            (("path",), {"nargs": "?", "help": "a bundle or an .onnx file, instead of --graph"}),
+            (("--graph",), _MANY | {"help": "a case of the benchmark; default: all"}),
+            (("--target",), _MANY | {"help": "a target by name; default: native"}),
+            (("--size",), _MANY | {"type": _count, "help": "elements"}),
+            (("--dtype",), _MANY | {"help": "a dtype of the cases; default: the first of each"}),
+            (("--threads",), {"type": _threads, "help": "how many threads everybody may use"}),
+            (("--peer",), _MANY | {"help": "who takes part; default: all that are installed"}),
             (
-                ("--size",),
-                {"action": "append", "type": _count, "help": "elements; may be repeated"},
+                ("--mode",),
+                _MANY | {"choices": ["warm", "cold", "consume"], "help": "default: warm"},
             ),
-            _TARGET,
+            (("--quick",), {"action": "store_true", "help": "a look, in under two minutes"}),
+            (("--record",), {"metavar": "FILE", "help": "write all samples to a file"}),
+            (("--plot",), {"metavar": "FOLDER", "help": "draw pictures into a folder"}),
+            (("--show",), {"metavar": "FILE", "help": "measure nothing; show a record"}),
+            (
+                ("--compare",),
+                {"nargs": 2, "metavar": ("A", "B"), "help": "measure nothing; compare records"},
+            ),
             _JSON,
         ),
     ),

@@ -1,31 +1,41 @@
-"""Times operators of `relu_ops.graphs` against NumPy and onnxruntime, on each target here."""
+"""Makes the committed record: every graph, level and size here, its pictures, the README's table.
+
+With no arguments it measures for some 20 minutes on 2 cores and writes docs/benchmarks/NAME.json,
+docs/benchmarks/NAME/ and the table in README.md. What is not installed is left out, and the record
+says so: see docs/benchmarks/README.md for everybody that can take part.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-import relu_ops
-from relu_ops import graphs, targets
-from relu_ops.bench import timing
+import tqdm
+
+from relu_ops.bench import command, record, runner, tables
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    """Time each graph on each target and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("graphs", nargs="*", default=["relu", "leaky_relu", "add_relu"])
-    parser.add_argument("--target", action="append", help="default: every one that runs here")
+    """Measure and write, or write anew from a record that is there."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--name", default="x86-64", help="what to call it, default x86-64")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "benchmarks")
+    parser.add_argument("--again", action="store_true", help="draw an existing record again")
     options = parser.parse_args()
-    machine = targets.this_machine()
-    names = options.target or [
-        t for t in targets.CPU_TARGETS if targets.why_not(targets.parse(t), machine) is None
-    ]
-    print(f"{machine.cpu}; medians in microseconds; in brackets: to relu_ops")
-    for graph in options.graphs:
-        for name in names:
-            operator = relu_ops.compile(graphs.MODELS[graph](), name)
-            print(f"\n{graph}, {name}")
-            print(timing.table(list(timing.compare(operator))), flush=True)
+    if options.again:
+        found = record.read(options.folder / f"{options.name}.json")
+    else:
+        found = runner.measure(
+            command.committed(),
+            runner.Settings(processes=True),
+            progress=lambda items, total, title: tqdm.tqdm(items, title, total),
+        )
+    print(tables.render(found))
+    for path in command.publish(found, options.folder, options.name, ROOT / "README.md"):
+        print(path, file=sys.stderr)
     return 0
 
 

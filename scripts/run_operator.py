@@ -17,7 +17,7 @@ import numpy as np
 
 import relu_ops
 from relu_ops import graphs, targets
-from relu_ops.bench import timing
+from relu_ops.bench import cases, runner, tables
 
 # Runs in a process of its own, which proves that no compiler is needed.
 WITHOUT_COMPILER = """
@@ -81,8 +81,10 @@ def main() -> int:
 
     title("5. Time it")
     operator = relu_ops.load(bundle)
-    print(f"{targets.this_machine().cpu}, {operator.target}; medians; in brackets: to relu_ops")
-    print(timing.table(list(timing.compare(operator))))
+    case = cases.case_of(model, "leaky_relu")
+    plan = runner.plan([case], dtypes=case.dtypes, names=["relu_ops", "numpy", "onnxruntime"])
+    settings = runner.Settings(**runner.QUICK)
+    print(tables.render(runner.measure(plan, settings, make=lambda *_: operator)))
     return 0
 
 

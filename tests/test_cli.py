@@ -454,25 +454,48 @@ def test_verify_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- bench
 
 
-def test_bench_as_json(run: Run, bundles: Path) -> None:
-    code, out, err = run("bench", bundles / "leaky", "--size", "16", "--size", "64", "--json")
+FEW = ("--size", "16", "--peer", "relu_ops", "--peer", "numpy", "--quick")
+
+
+def test_bench_as_json(run: Run, bundles: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    code, out, err = run("bench", bundles / "leaky", *FEW, "--json", "--record", path)
+    assert (code, err.splitlines()[-1]) == (0, f"{path}: 4 timings")
+    found = json.loads(out)
+    assert found == json.loads(path.read_text())
+    assert {t["contestant"] for t in found["timings"]} >= {"relu_ops", "numpy"}
+    assert found["operators"][0]["target"] == NATIVE or found["operators"][0]["library_bytes"]
+    code, out, err = run("bench", "--show", path)
     assert (code, err) == (0, "")
-    record = json.loads(out)
-    assert (record["operator"], record["target"]) == ("leaky_relu", "x86-64-v2")
-    assert {t["elements"] for t in record["timings"]} == {16, 64}
-    assert record["timings"][0]["contestant"] == "relu_ops"
+    assert out.splitlines()[2] == f"leaky_relu, float32, {found['timings'][0]['target']}, warm"
+    code, out, err = run("bench", "--compare", path, path)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].startswith("0 of 4 differ ")
+    code, out, err = run("bench", "--compare", path, path, "--json")
+    assert (code, err) == (0, "")
+    assert {row["ratio"] for row in json.loads(out)} == {1.0}
 
 
 def test_bench_of_a_model(run: Run, models: Path) -> None:
-    code, out, err = run("bench", models / "leaky.onnx", "--size", "16")
-    assert (code, err) == (0, "")
-    assert "relu_ops" in out
+    code, out, _ = run("bench", models / "leaky.onnx", *FEW)
+    assert code == 0
+    assert "best peer / relu_ops" in out
+
+
+def test_bench_of_a_graph(run: Run) -> None:
+    code, out, _ = run("bench", "--graph", "add_relu", *FEW, "--mode", "cold", "--threads", "1")
+    assert code == 0
+    assert f"add_relu, float32, {NATIVE}, cold" in out
 
 
 def test_bench_refuses(run: Run, tmp_path: Path) -> None:
     missing = tmp_path / "missing.onnx"
     message = f"relu-ops: {missing}: cannot be read: No such file or directory\n"
     assert run("bench", missing, "--size", "16") == (2, "", message)
+    code, out, err = run("bench", "--graph", "gelu")
+    assert (code, out) == (2, "")
+    assert err.startswith("relu-ops: bench: case must be one of relu, ")
+    assert run("bench", "--show", missing) == (2, "", message)
 
 
 # ---------------------------------------------------------------- cache

@@ -1,0 +1,147 @@
+"""What `relu-ops bench` does, and what `scripts/benchmark.py` measures for the committed record."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from relu_ops import targets
+from relu_ops.bench import cases, peers, plots, record, runner, tables
+from relu_ops.bench.cases import CASES, Case
+from relu_ops.bench.record import MODES, WARM, Record
+from relu_ops.bench.runner import ALL_SIZES, Group, Settings
+from relu_ops.errors import ArgumentError
+from relu_ops.runtime import threads as thread_settings
+from relu_ops.verification import Progress
+
+_QUICK_CASES = ("relu", "leaky_relu", "add_relu", "scale_bias_leaky_relu")
+_QUICK_SIZES = (16, 1 << 16, 1 << 20, 1 << 24)
+
+# The committed record: every size for float32 at the best level; enough sizes for the rest to see
+# where it differs.
+_COMPANY = ("relu", "add_relu", "scale_bias_leaky_relu")
+_COMPANY_SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 22, 1 << 24)
+_DTYPE_SIZES = (16, 1 << 16, 1 << 20, 1 << 24)
+_LEVEL_SIZES = (16, 1 << 10, 1 << 16, 1 << 20, 1 << 24)
+
+
+def groups(options: argparse.Namespace) -> tuple[list[Group], Settings, runner.MakeOperator]:
+    """The plan that a command line asks for.
+
+    Args:
+        options: As the verb's parser made them.
+
+    Raises:
+        ArgumentError: Two options do not go together, or name something that is not there.
+        ReluOpsError: The model or bundle cannot be read.
+    """
+    chosen, make, level = _subjects(options)
+    for name in options.peer or ():
+        peers.find(name)
+    sizes = options.size or (_QUICK_SIZES if options.quick else runner.DEFAULT_SIZES)
+    if 0 in sizes:
+        raise ArgumentError("bench: size must be at least 1 (not 0)")
+    planned = runner.plan(
+        chosen,
+        options.target or [level],
+        sizes,
+        options.dtype or (),
+        options.mode or (WARM,),
+        options.peer or (),
+    )
+    count = options.threads or thread_settings.default_threads()
+    settings = Settings(threads=count, **(runner.QUICK if options.quick else {}))
+    return planned, settings, make
+
+
+_Subjects = tuple[list[Case], runner.MakeOperator, str]
+"""Cases, what makes their operators, and the target where none is named."""
+
+
+def _subjects(options: argparse.Namespace) -> _Subjects:
+    if options.path is None:
+        names = options.graph or (_QUICK_CASES if options.quick else tuple(CASES))
+        return [cases.find(name) for name in names], runner.compiled, "native"
+    if options.graph or options.dtype:
+        raise ArgumentError(
+            "bench: --graph and --dtype choose among the benchmark's own cases, and "
+            f"{options.path} was named as well",
+            "leave out one or the other",
+        )
+    return _of_path(Path(options.path))
+
+
+def _of_path(path: Path) -> _Subjects:
+    """The case of a model file or of a bundle; a bundle has operators, a model gets them."""
+    from relu_ops import bundle as bundles
+    from relu_ops.compiler import frontend
+    from relu_ops.runtime import dispatch
+
+    if not path.is_dir():
+        proto = frontend.read_model(path)
+        return [cases.case_of(proto, proto.graph.name or path.stem)], runner.compiled, "native"
+    best = dispatch.load(path)
+    proto = frontend.read_model(best.bundle.contents[bundles.MODEL])
+    case = cases.case_of(proto, best.name)
+    return [case], lambda _case, _dtype, name: dispatch.load(path, target=name), best.target.name
+
+
+def run(options: argparse.Namespace, progress: Progress) -> Record:
+    """Measure what a command line asks for."""
+    planned, settings, make = groups(options)
+    return runner.measure(planned, settings, make, progress)
+
+
+def committed(levels: Sequence[str] | None = None) -> list[Group]:
+    """The plan of the record in docs/benchmarks.
+
+    Args:
+        levels: Targets by name, the best first; all that run here by default.
+    """
+    machine = targets.this_machine()
+    known = [n for n in targets.CPU_TARGETS if targets.why_not(targets.parse(n), machine) is None]
+    best, *others = levels or known[::-1]
+    every = list(CASES.values())
+    planned = [
+        replace(group, modes=MODES)
+        if group.case.name in _COMPANY and group.elements in _COMPANY_SIZES
+        else group
+        for group in runner.plan(every, [best], ALL_SIZES)
+    ]
+    for case in every:
+        if case.dtypes[1:]:
+            planned += runner.plan([case], [best], _DTYPE_SIZES, case.dtypes[1:])
+    by_target = [p.name for p in peers.PEERS.values() if p.by_target and p.device == "cpu"]
+    for level in others:
+        planned += runner.plan(every, [level], _LEVEL_SIZES, names=by_target)
+    return planned
+
+
+def publish(found: Record, folder: Path, name: str, readme: Path) -> list[Path]:
+    """Write a record, its pictures and the README's table.
+
+    Args:
+        found: The record.
+        folder: Where to.
+        name: What to call it. Pictures of an older record of this name are removed.
+        readme: The README, whose marker is made to name this record; left alone where the folder
+            does not lie beside or below it.
+
+    Returns:
+        The paths that were written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    record.write(found, path)
+    for kind in plots.KINDS:
+        for stale in (folder / name).glob(f"*.{kind}"):
+            stale.unlink()
+    written = [path, *plots.draw(found, folder / name)]
+    if not path.resolve().is_relative_to(readme.resolve().parent):
+        return written
+    marker = path.resolve().relative_to(readme.resolve().parent).as_posix()
+    text = tables.with_marker(readme.read_text(encoding="utf-8"), marker)
+    readme.write_text(tables.readme(text, readme.parent), encoding="utf-8")
+    return [*written, readme]

@@ -1,0 +1,142 @@
+"""What a benchmark ran on and with: read, never guessed. What cannot be read is None."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from relu_ops import targets
+from relu_ops._version import __version__
+from relu_ops.bench import peers
+from relu_ops.compiler import toolchain
+from relu_ops.runtime import threads
+
+_CPU = Path("/sys/devices/system/cpu")
+
+
+def machine() -> dict[str, Any]:
+    """The machine and what this process may use of it."""
+    probed = targets.this_machine()
+    return {
+        "cpu": probed.cpu,
+        "architecture": probed.architecture,
+        "flags": sorted(probed.flags),
+        "levels": [
+            name
+            for name in targets.CPU_TARGETS
+            if targets.why_not(targets.parse(name), probed) is None
+        ],
+        "caches": _caches(),
+        "processors": os.cpu_count(),
+        "affinity": sorted(os.sched_getaffinity(0)),
+        "cgroup_cpu_max": _text("/sys/fs/cgroup/cpu.max"),
+        "cgroup_memory_max": _text("/sys/fs/cgroup/memory.max"),
+        "usable_threads": threads.usable_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "huge_pages": _text("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "governor": _text(_CPU / "cpu0/cpufreq/scaling_governor"),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "libc": " ".join(platform.libc_ver()),
+        "hypervisor": "hypervisor" in probed.flags,
+        "cuda": _cuda_devices(),
+    }
+
+
+def software() -> dict[str, Any]:
+    """Versions of everything that takes part, and the commit of this source tree."""
+    packages = {p.package: p.version() for p in peers.PEERS.values() if not p.ours}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        packages["apache-tvm-ffi"] = importlib.metadata.version("apache-tvm-ffi")
+    return {
+        "relu_ops": __version__,
+        "python": platform.python_version(),
+        "c_compiler": toolchain.producer()["c_compiler"],
+        "packages": {name: version for name, version in sorted(packages.items()) if version},
+        **_commit(),
+    }
+
+
+class Usage:
+    """How much of the processors others used, since this was made.
+
+    A record says so about itself: what was measured beside a busy neighbour is worth little.
+    """
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._time = _busy_seconds(), _own_seconds(), time.monotonic()
+
+    def share_of_others(self) -> float | None:
+        """Of all processors' time, the part that other processes and other guests had."""
+        busy = _busy_seconds()
+        if busy is None or self._busy is None:
+            return None
+        elapsed = (time.monotonic() - self._time) * (os.cpu_count() or 1)
+        others = (busy - self._busy) - (_own_seconds() - self._own)
+        return round(max(others, 0.0) / max(elapsed, 1e-3), 3)
+
+
+def _busy_seconds() -> float | None:
+    """Seconds that the processors were not idle, stolen ones among them; see proc(5)."""
+    fields = (_text("/proc/stat") or "").partition("\n")[0].split()
+    if len(fields) < 9:
+        return None
+    user, nice, system, _idle, _wait, *interrupts_and_stolen = map(int, fields[1:9])
+    ticks = user + nice + system + sum(interrupts_and_stolen)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _text(path: str | Path) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _caches() -> list[dict[str, Any]]:
+    found = []
+    for folder in sorted((_CPU / "cpu0/cache").glob("index*")):
+        read = {name: _text(folder / name) for name in ("level", "type", "size", "shared_cpu_list")}
+        found.append(read)
+    return found
+
+
+def _cuda_devices() -> list[str]:
+    """The names of CUDA devices, where torch is installed and sees any."""
+    if peers.why_not(peers.PEERS["torch_cuda"]) is not None:
+        return []
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+
+
+def _commit() -> dict[str, Any]:
+    """The commit and whether the tree differs from it; None outside a repository."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+    head = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--", "relu_ops")
+    return {"commit": head, "dirty": None if changes is None else bool(changes)}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
