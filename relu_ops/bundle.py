@@ -9,6 +9,7 @@ imports a compiler.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ from relu_ops.errors import ArgumentError, ArgumentTypeError, BundleError
 from relu_ops.semantics import DTYPES, SEMANTICS_VERSION
 
 FORMAT_VERSION = 1
+"""Raised when a manifest, or what the runtime asks of a library, changes; see docs/bundle.md."""
+
+Plain = dict[str, Any]
+
+# What makes a manifest of an older format one of the next, by the older's number. A release reads
+# every format since 1: who raises FORMAT_VERSION adds a row here, and a bundle to tests/data.
+_UPGRADES: dict[int, Callable[[Plain], Plain]] = {}
+
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 
@@ -35,6 +44,8 @@ _LARGEST_MANIFEST = 2**20
 _LARGEST_FILE = 2**31  # protobuf's limit for a model, far above any library
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and a flag of Linux' renameat2
+_MOST_REPLACEMENTS = 100  # of a bundle, while it is being read
 
 Dim = int | str | None
 
@@ -209,7 +220,13 @@ def _temporary_sibling(final: Path) -> Iterator[Path]:
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
-    """Rename; a bundle that is already there is moved aside and removed."""
+    """Rename. A bundle that is already there takes the temporary name, and is removed with it.
+
+    Where the system cannot exchange two names in one step (a file system over the network, a
+    kernel before 3.15), there is an instant between two renames in which a reader finds none.
+    """
+    if os.path.lexists(final) and _exchange(temporary, final):
+        return
     aside = temporary.with_name(temporary.name + ".old")
     if final.exists():
         final.rename(aside)
@@ -220,6 +237,23 @@ def _put_in_place(temporary: Path, final: Path) -> None:
             aside.rename(final)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where this cannot be done here."""
+    import ctypes
+
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28
+    if renameat2 is None:
+        return False
+    names = (os.fsencode(one), os.fsencode(other))
+    if renameat2(_HERE, names[0], _HERE, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    # No such call or flag here, the call filtered away, or the other removed just now.
+    if code in (errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOENT):
+        return False
+    raise OSError(code, os.strerror(code))
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -256,12 +290,36 @@ def read(path: str | os.PathLike[str], digest: str | None = None) -> Bundle:
         raise ArgumentTypeError(f"the bundle's path must be a path (not {type(path).__name__})")
     if not isinstance(digest, str | None):
         raise ArgumentTypeError(f"digest must be a text (not {type(digest).__name__})")
-    shown = os.fsdecode(path)
+    for _ in range(_MOST_REPLACEMENTS):
+        directory = _open_directory(path)
+        try:
+            return _read_from(directory, os.fsdecode(path), digest)
+        except BundleError:
+            # The files of a bundle that was replaced meanwhile may be gone: read the new one.
+            if not _is_replaced(directory, path):
+                raise
+        finally:
+            os.close(directory)
+    raise BundleError(f"{os.fsdecode(path)}: is being replaced all the time")
+
+
+def _open_directory(path: str | os.PathLike[str]) -> int:
     try:
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BundleError(f"{shown}: no bundle can be read there: {reason}") from error
+        raise BundleError(f"{os.fsdecode(path)}: no bundle can be read there: {reason}") from error
+
+
+def _is_replaced(directory: int, path: str | os.PathLike[str]) -> bool:
+    try:
+        now = os.stat(path)
+    except OSError:
+        return False
+    return not os.path.samestat(os.fstat(directory), now)
+
+
+def _read_from(directory: int, shown: str, digest: str | None) -> Bundle:
     try:
         encoded = _read_file(directory, MANIFEST, _LARGEST_MANIFEST)
         found = digest_of(encoded)
@@ -274,8 +332,6 @@ def read(path: str | os.PathLike[str], digest: str | None = None) -> Bundle:
         raise BundleError(f"{shown}: {error.message}", error.hint) from error
     except OSError as error:
         raise BundleError(f"{shown}: cannot be read: {error.strerror}") from error
-    finally:
-        os.close(directory)
     return Bundle(Path(shown), manifest, encoded, found, contents)
 
 
@@ -358,11 +414,25 @@ def decode(encoded: bytes) -> Manifest:
             "the bundle was made by a newer relu_ops: upgrade with pip install --upgrade relu_ops",
         )
     try:
-        manifest = msgspec.convert(plain, Manifest, strict=True)
+        manifest = msgspec.convert(_upgraded(plain), Manifest, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
         raise BundleError(f"{MANIFEST} is not a manifest: {_shortened(error)}") from error
     _check_manifest(manifest)
     return manifest
+
+
+def _upgraded(plain: Any) -> Any:
+    """A manifest of an older format as one of this; whatever is none is left as it is."""
+    while isinstance(plain, dict) and type(version := plain.get("format")) is int:
+        if version not in _UPGRADES:
+            break
+        try:
+            plain = {**_UPGRADES[version](plain), "format": version + 1}
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"{MANIFEST} is not a manifest of format {version}: {_shortened(error)}"
+            ) from error
+    return plain
 
 
 def _shortened(value: object) -> str:
@@ -395,6 +465,8 @@ def _check_manifest(manifest: Manifest) -> None:
     )
     for tensor in manifest.inputs + manifest.outputs:
         check(tensor.dtype in DTYPES, f"dtype {_shortened(tensor.dtype)} is not known")
+    for name in _names(manifest):
+        check(name.isprintable(), f"the name {_shortened(ascii(name))} is not printable")
     check(bool(manifest.outputs), "there must be an output")
     check(len(manifest.output_terms) == len(manifest.outputs), "output_terms do not match outputs")
     every_term = [t for terms in manifest.output_terms for t in terms]
@@ -423,3 +495,21 @@ def _check_manifest(manifest: Manifest) -> None:
             known = targets.is_known(entry.target)
             check(known, f"target {_shortened(entry.target)} is not known")
     check(len(set(manifest.targets)) == len(manifest.targets), "a target is listed twice")
+
+
+def _names(manifest: Manifest) -> Iterator[str]:
+    """Every text of a manifest that messages show as it is."""
+    yield manifest.operator
+    for tensor in manifest.inputs + manifest.outputs:
+        yield tensor.name
+        yield from (dim for dim in tensor.shape or () if isinstance(dim, str))
+    yield from (requirement.what for requirement in manifest.requirements)
+
+
+def printable(name: str) -> str:
+    r"""A name that a manifest may have: one with control characters is escaped.
+
+    >>> print(printable("y:0"), printable("\x1b[2J"))
+    y:0 \x1b[2J
+    """
+    return name if name.isprintable() else name.encode("unicode_escape").decode()

@@ -31,6 +31,7 @@ SIZE_VARIABLE = "RELU_OPS_CACHE_SIZE"
 DEFAULT_SIZE = 256 * 2**20
 """Bytes; the oldest entries go first when the sum is above."""
 
+_ANOTHER = f"name another directory with {DIRECTORY_VARIABLE}"
 _LOCK_SECONDS = 300.0
 
 # What the cache itself writes: nothing else in its directory is listed or removed, in case
@@ -122,7 +123,16 @@ def usable_directory() -> Path:
     if status.st_uid != os.geteuid():
         raise CacheError(f"cache {folder}: belongs to the user {status.st_uid}, not to this one")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise CacheError(f"cache {folder}: can be written by others", f"chmod 700 {folder}")
+        raise CacheError(
+            f"cache {folder}: can be written by others",
+            f"what they put there would be run: remove {folder}, or {_ANOTHER}",
+        )
+    for parent in folder.resolve().parents:
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise CacheError(
+                f"cache {folder}: anybody can put another in its place in {parent}", _ANOTHER
+            )
     return folder
 
 

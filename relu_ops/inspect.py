@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from relu_ops import bundle as bundles
 from relu_ops import targets
-from relu_ops.bundle import Bundle
+from relu_ops.bundle import Bundle, Manifest
 from relu_ops.errors import ArgumentError, MissingDependencyError, UnsupportedError, require
 from relu_ops.targets import Target
 
@@ -90,6 +90,99 @@ def source(path_or_model: Model | Bundle, target: str = "native", kind: str = "t
     return text
 
 
+def rebuild_check(path_or_bundle: str | os.PathLike[str] | Bundle) -> dict[str, Any]:
+    """Build a bundle's own model again, for the same targets, and compare every byte.
+
+    Args:
+        path_or_bundle: A bundle's directory, or a `Bundle`.
+
+    Returns:
+        Plain data: "path", "identical", "files" (each with "path", "identical", "size",
+        "rebuilt_size", and how many bytes are "different" from which "first_difference" on),
+        "manifest" (the entries, beside producer and files, that differ) and "tools" (those whose
+        version "in_bundle" is not the one "here"). Libraries can only be expected to be identical
+        where "tools" is empty.
+
+    Raises:
+        ArgumentError: There is no such directory, or it is a model.
+        BundleError: The bundle is damaged.
+        ModelError: Its model is not valid ONNX; as `UnsupportedError` if it is, but out of scope.
+        BuildError: A tool is missing or failed.
+        MissingDependencyError: onnx or TVM is not installed.
+    """
+    held = _bundle_at(path_or_bundle)
+    if held is None:
+        raise ArgumentError(f"{path_or_bundle}: is no bundle, so there is nothing to compare with")
+    require("onnx", "compile", f"{_PURPOSE}.rebuild_check")
+    require("tvm", "compile", f"{_PURPOSE}.rebuild_check")
+    from relu_ops import compiler
+
+    manifest, contents = compiler.make(held.contents[bundles.MODEL], held.manifest.targets)
+    files = [_comparison(name, held.contents[name], contents[name]) for name in held.contents]
+    fields = _differing_fields(held.manifest, manifest)
+    return {
+        "path": str(held.path),
+        "identical": all(file["identical"] for file in files) and not fields,
+        "files": files,
+        "manifest": fields,
+        "tools": _differing_tools(held.manifest.producer, manifest.producer),
+    }
+
+
+def _comparison(name: str, held: bytes, rebuilt: bytes) -> dict[str, Any]:
+    pairs = enumerate(zip(held, rebuilt, strict=False))
+    places = [at for at, (a, b) in pairs if a != b] if held != rebuilt else []
+    shorter, longer = sorted((len(held), len(rebuilt)))
+    first = places[0] if places else shorter
+    return {
+        "path": name,
+        "identical": held == rebuilt,
+        "size": len(held),
+        "rebuilt_size": len(rebuilt),
+        "different": len(places) + longer - shorter,
+        "first_difference": None if held == rebuilt else first,
+    }
+
+
+def _differing_fields(held: Manifest, rebuilt: Manifest) -> list[str]:
+    """What a manifest says of the operator. Its files are compared, its producer is shown."""
+    names = [name for name in held.__struct_fields__ if name not in ("files", "producer")]
+    return [name for name in names if getattr(held, name) != getattr(rebuilt, name)]
+
+
+def _differing_tools(held: Mapping[str, str], here: Mapping[str, str]) -> list[dict[str, str]]:
+    return [
+        {"name": name, "in_bundle": held.get(name, "absent"), "here": here.get(name, "absent")}
+        for name in sorted({*held, *here})
+        if held.get(name, "absent") != here.get(name, "absent")
+    ]
+
+
+def render_rebuild(report: Mapping[str, Any]) -> str:
+    """Write what `rebuild_check` returned for people."""
+    lines = [f"{report['path']}: {'identical' if report['identical'] else 'different'}"]
+    lines += _table([(file["path"], _show_comparison(file)) for file in report["files"]])
+    if report["manifest"]:
+        lines += _table([("manifest.json", f"differs in {', '.join(report['manifest'])}")])
+    if report["tools"]:
+        reason = "" if report["identical"] else ", which may be the reason"
+        lines += ["", f"made with other versions than this machine has{reason}"]
+        lines += _table(
+            [
+                (t["name"], f"bundle: {t['in_bundle']}", f"here: {t['here']}")
+                for t in report["tools"]
+            ]
+        )
+    return "\n".join(_clean(line).rstrip() for line in lines)
+
+
+def _show_comparison(file: Mapping[str, Any]) -> str:
+    if file["identical"]:
+        return f"identical, {_bytes(file['size'])}"
+    sizes = f"{file['size']} bytes, {file['rebuilt_size']} rebuilt"
+    return f"{file['different']} bytes differ from offset {file['first_difference']} on ({sizes})"
+
+
 def _bundle_at(path_or_model: Model | Bundle) -> Bundle | None:
     """The bundle, or None where a model is meant."""
     if isinstance(path_or_model, Bundle):
@@ -118,7 +211,7 @@ def _describe_bundle(held: Bundle) -> dict[str, Any]:
         "path": str(held.path),
         "operator": manifest.operator,
         "sha256": held.digest,
-        "size": sum(entry.size for entry in manifest.files) + len(bundles.encode(manifest)),
+        "size": sum(entry.size for entry in manifest.files) + len(held.encoded),
         "format": manifest.format,
         "semantics": manifest.semantics,
         "tvm_ffi_abi": manifest.tvm_ffi_abi,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -254,6 +256,7 @@ def test_a_failed_rename_puts_the_old_bundle_back(
             raise OSError(5, "Input/output error")
         return rename(self, to)
 
+    monkeypatch.setattr(bundle, "_exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", fail_second)
     with pytest.raises(BundleError, match=r"cannot be written: Input/output error$"):
         bundle.write(copy, manifest, contents)
@@ -261,30 +264,53 @@ def test_a_failed_rename_puts_the_old_bundle_back(
     assert os.listdir(copy.parent) == [copy.name]
 
 
-# ---------------------------------------------------------------- reproducible, small, portable
+def test_where_names_cannot_be_exchanged(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "_exchange", lambda one, other: False)
+    compiler.build(graphs.relu(), "x86-64-v2", copy)
+    assert bundle.read(copy).manifest.operator == "relu"
+    assert os.listdir(copy.parent) == [copy.name]
 
 
-_BUILD = """
+def test_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    assert bundle._exchange(tmp_path / "a", tmp_path / "b")
+    assert [os.listdir(tmp_path / name) for name in "ab"] == [["b"], ["a"]]
+    assert not bundle._exchange(tmp_path / "a", tmp_path / "missing")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        bundle._exchange(tmp_path / "a", tmp_path / "file" / "b")
+
+
+_REPLACE = """
 import sys
-from relu_ops import compiler, graphs
-from relu_ops.targets import CPU_TARGETS
-compiler.build(graphs.leaky_relu(alpha=0.1), CPU_TARGETS, sys.argv[1])
+from pathlib import Path
+from relu_ops import bundle
+held = [bundle.read(path) for path in sys.argv[2:]]
+for k in range(300):
+    one = held[k % 2]
+    bundle.write(sys.argv[1], one.manifest, one.contents)
 """
 
 
-def test_two_builds_give_the_same_bytes(original: Path, tmp_path: Path) -> None:
-    environment = dict(os.environ, PYTHONHASHSEED="77", LC_ALL="C", TZ="Asia/Tokyo")
-    folder = tmp_path / "a folder of another name"
-    folder.mkdir()
-    command = [sys.executable, "-c", _BUILD, "other.bundle"]
-    root = str(Path(bundle.__file__).parents[1])
-    path = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
-    environment["PYTHONPATH"] = path.rstrip(os.pathsep)
-    subprocess.run(command, check=True, cwd=folder, env=environment, timeout=120)
-    names = sorted(os.listdir(original))
-    assert sorted(os.listdir(folder / "other.bundle")) == names
-    for name in names:
-        assert (folder / "other.bundle" / name).read_bytes() == (original / name).read_bytes()
+def test_a_bundle_can_be_read_while_it_is_replaced(original: Path, copy: Path) -> None:
+    """There is always one, whole: the old or the new."""
+    other = copy.with_name("other.bundle")
+    compiler.build(graphs.relu(), "x86-64-v2", other)
+    digests = {bundle.read(original).digest, bundle.read(other).digest}
+    environment = {**os.environ, "PYTHONPATH": str(Path(bundle.__file__).parents[1])}
+    command = [sys.executable, "-c", _REPLACE, copy, original, other]
+    found, reads = set(), 0
+    with subprocess.Popen(command, env=environment) as child:
+        while child.poll() is None:
+            found.add(bundle.read(copy).digest)
+            reads += 1
+    assert child.returncode == 0
+    assert found == digests and reads > 100
+
+
+# ---------------------------------------------------------------- small, portable
 
 
 def test_three_variants_are_at_most_200_kb(original: Path) -> None:
@@ -357,9 +383,12 @@ def test_flipped_bytes(copy: Path, unopened: None, name: str) -> None:
 def test_every_byte_flipped(copy: Path, unopened: None, name: str) -> None:
     path = copy / name
     content = path.read_bytes()
-    for at in range(len(content)):
-        path.write_bytes(content[:at] + bytes([content[at] ^ (1 << at % 8)]) + content[at + 1 :])
-        refused(copy, f"{name} has the sha256 ")
+    with path.open("r+b", buffering=0) as file:
+        for at in range(len(content)):
+            os.pwrite(file.fileno(), bytes([content[at] ^ (1 << at % 8)]), at)
+            refused(copy, f"{name} has the sha256 ")
+            os.pwrite(file.fileno(), content[at : at + 1], at)
+    assert path.read_bytes() == content
 
 
 def test_the_message_of_a_flipped_byte(copy: Path, unopened: None) -> None:
@@ -403,12 +432,13 @@ def test_truncated_and_extended_manifest(copy: Path, unopened: None) -> None:
         refused(copy, f"{MANIFEST} is not valid JSON: ")
 
 
-def test_swapped(copy: Path, unopened: None) -> None:
-    first, second = (copy / name for name in LIBRARIES[:2])
+@pytest.mark.parametrize("names", list(itertools.combinations([MANIFEST, *FILES], 2)), ids="-".join)
+def test_swapped(copy: Path, unopened: None, names: tuple[str, str]) -> None:
+    first, second = (copy / name for name in names)
     a, b = first.read_bytes(), second.read_bytes()
     first.write_bytes(b)
     second.write_bytes(a)
-    refused(copy, f"{first.name} has ")
+    refused(copy, f"{MANIFEST} is not valid JSON: " if MANIFEST in names else f"{names[0]} has ")
 
 
 @pytest.mark.parametrize("name", [MANIFEST, *FILES])
@@ -477,6 +507,49 @@ def test_something_else_than_a_file(
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+@pytest.mark.parametrize("name", [MODEL, LIBRARIES[-1]])
+def test_a_folder_that_is_a_link(copy: Path, unopened: None, name: str) -> None:
+    """A file behind a link to a folder cannot even be named, nor may the link lie there."""
+    elsewhere = copy.with_name("elsewhere")
+    elsewhere.mkdir()
+    (copy / name).rename(elsewhere / name)
+    (copy / "folder").symlink_to(elsewhere)
+    refused_exactly(copy, f"{name} cannot be opened: No such file or directory")
+
+    def edit(manifest: dict[str, Any]) -> None:
+        next(f for f in manifest["files"] if f["path"] == name).update(path=f"folder/{name}")
+
+    edit_manifest(copy, edit)
+    wrong = f"'folder/{name}' is not a file name of a bundle"
+    refused_exactly(copy, f"{MANIFEST}: {f'{MODEL} is not listed' if name == MODEL else wrong}")
+
+
+@pytest.mark.parametrize("link", ["bundle", "folder"])
+def test_the_path_that_is_given_may_lead_through_links(original: Path, link: str) -> None:
+    """It is the caller's own: `current.bundle` may point at the release that is in force."""
+    path = original if link == "bundle" else original.parent
+    alias = path.with_name(f"alias of a {link}")
+    alias.symlink_to(path)
+    try:
+        held = bundle.read(alias if link == "bundle" else alias / original.name)
+        assert held.digest == bundle.read(original).digest
+    finally:
+        alias.unlink()
+
+
+def test_a_socket(copy: Path, unopened: None) -> None:
+    (copy / MODEL).unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        # The path of a socket is short: bind in the folder itself.
+        before = os.getcwd()
+        os.chdir(copy)
+        try:
+            listener.bind(MODEL)
+        finally:
+            os.chdir(before)
+        refused_exactly(copy, f"{MODEL} cannot be opened: No such device or address")
+
+
 # ---------------------------------------------------------------- hostile manifests
 
 
@@ -488,6 +561,40 @@ def test_a_manifest_of_a_newer_format(copy: Path, unopened: None) -> None:
             "the bundle was made by a newer relu_ops: upgrade with pip install --upgrade relu_ops"
         )
         assert len(str(error)) < 1000
+
+
+def _older(plain: dict[str, Any]) -> dict[str, Any]:
+    """What a format 2 might be: the operator's name is called `title` in format 1."""
+    title = plain.pop("title")
+    return {**plain, "operator": title.upper()}
+
+
+def test_a_manifest_of_an_older_format(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(bundle, "_UPGRADES", {1: _older})
+    edit_manifest(copy, lambda m: m.update(title=m.pop("operator")))
+    held = bundle.read(copy)
+    assert (held.manifest.format, held.manifest.operator) == (2, "LEAKY_RELU")
+    assert held.encoded == (copy / MANIFEST).read_bytes()
+    assert held.digest == bundle.digest_of(held.encoded)
+    op = dispatch.load(copy, digest=held.digest)
+    assert op(np.float32([-10, 2])).tolist() == [-1, 2]
+    assert bundle.from_contents("memory", held.encoded, held.contents).manifest == held.manifest
+
+
+@pytest.mark.parametrize("title", [..., 5, None, []], ids=repr)
+def test_a_wrong_manifest_of_an_older_format(
+    copy: Path, unopened: None, monkeypatch: pytest.MonkeyPatch, title: object
+) -> None:
+    monkeypatch.setattr(bundle, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(bundle, "_UPGRADES", {1: _older})
+    if title is not ...:
+        edit_manifest(copy, lambda m: m.update(title=title))
+    refused(copy, f"{MANIFEST} is not a manifest of format 1: ")
+
+
+def test_every_format_can_be_read() -> None:
+    assert sorted(bundle._UPGRADES) == list(range(1, bundle.FORMAT_VERSION))
 
 
 @pytest.mark.parametrize("version", [0, -1])
@@ -516,6 +623,15 @@ HOSTILE: dict[str, bytes] = {
     "objects of depth 10000": b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
     "half a surrogate pair": b'{"operator": "\\ud800"}',
     "a million brackets": b"[" + b"[]," * 340_000 + b"[]]",
+    "depth of a whole file": b"[" * 2**20,
+    "a million objects": b"[" + b"{}," * 340_000 + b"{}]",
+    "objects of one key": b"[" + b'{"":0},' * 140_000 + b"{}]",
+    "a million numbers": b"[" + b"9.5," * 260_000 + b"1]",
+    "a million texts": b"[" + b'"\\u00e9",' * 110_000 + b"1]",
+    "a key a million times": b"{" + b'"a":1,' * 170_000 + b'"a":1}',
+    "many keys": b"{" + b",".join(b'"%d":1' % k for k in range(90_000)) + b"}",
+    "one long text": b'"' + b"a" * 1_000_000 + b'"',
+    "a long name": b'{"operator": "' + b"\\u0007" * 170_000 + b'"}',
     "a comment": b'{"format": 1} // fine',
     "single quotes": b"{'format': 1}",
 }
@@ -528,6 +644,44 @@ def test_hostile_json(copy: Path, unopened: None, kind: str) -> None:
     error = refused(copy, f"{MANIFEST} is not ")
     assert time.perf_counter() - start < 1
     assert len(str(error)) < 1000
+
+
+_HOSTILE_CHILD = """
+import pathlib, resource, sys, time
+from relu_ops import bundle
+from relu_ops.errors import BundleError
+paths = [pathlib.Path(path) for path in sys.argv[1:]]
+used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
+for path in paths:
+    start = time.process_time()
+    try:
+        bundle.read(path)
+    except BundleError as error:
+        assert len(str(error)) < 2000
+    else:
+        raise AssertionError(f"{path} was not refused")
+    assert time.process_time() - start < 1, path
+try:
+    bytearray(2**26)
+except MemoryError:
+    print("all refused")
+"""
+
+
+def test_hostile_manifests_in_64_mib_and_a_second_each(tmp_path: Path) -> None:
+    """A child that may have no more than 64 MiB beyond what it had after its imports."""
+    contents = {**HOSTILE, "1 GB of digits": b'{"format": 9'}
+    for name, content in contents.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).write_bytes(content)
+    with (tmp_path / "1 GB of digits" / MANIFEST).open("r+b") as file:
+        file.truncate(10**9)
+    environment = {**os.environ, "PYTHONPATH": str(Path(bundle.__file__).parents[1])}
+    paths = [str(tmp_path / name) for name in contents]
+    command = [sys.executable, "-c", _HOSTILE_CHILD, *paths]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "all refused\n"), done.stderr
 
 
 def test_a_huge_manifest_is_not_even_read(copy: Path, unopened: None) -> None:
@@ -558,6 +712,13 @@ WRONG: dict[str, Edit] = {
     "the operator is no text": lambda m: m.update(operator=5),
     "an extent is a float": lambda m: m["inputs"][0].update(shape=[1.5]),
     "an extent is a bool": lambda m: m["inputs"][0].update(shape=[True]),
+    "a name with an escape": lambda m: m.update(operator="relu\x1b[2J"),
+    "a name with a newline": lambda m: m["inputs"][0].update(name="x\ny"),
+    "an extent with a bell": lambda m: m["inputs"][0].update(shape=["\a"]),
+    "a name that turns around": lambda m: m["outputs"][0].update(name="\u202ey"),
+    "a format that is a text": lambda m: m.update(format="1"),
+    "a format that is null": lambda m: m.update(format=None),
+    "no format": lambda m: m.pop("format"),
     "an unknown dtype": lambda m: m["inputs"][0].update(dtype="complex64"),
     "a size is a text": lambda m: m["files"][0].update(size="261"),
     "a size is negative": lambda m: m["files"][0].update(size=-1),
@@ -648,20 +809,38 @@ def test_hostile_names(copy: Path, unopened: None, name: str, entry: int) -> Non
     assert error.message.isprintable()
 
 
-def test_random_mutations_of_the_manifest(copy: Path, unopened: None) -> None:
+def mutate_manifest(content: bytes, seed: int, count: int) -> dict[str, int]:
     """Each is refused with a BundleError, or is a manifest all the same."""
-    content = (copy / MANIFEST).read_bytes()
-    random = np.random.default_rng(11)
+    random = np.random.default_rng(seed)
     pieces = [b"null", b"-1", b"{", b"}", b"[", b'"', b"1e9", b"\\u0000", b"true", b",", b"\xff"]
-    for _ in range(2000):
+    pieces += [b"9" * 30, b"NaN", b"\\ud800", b"", b"1.5", b"../x", b'"a":', b"[" * 40, b"\0"]
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(count):
         mutated = bytearray(content)
         for _ in range(int(random.integers(1, 4))):
             at, length = random.integers(0, len(mutated)), random.integers(0, 20)
-            mutated[at : at + length] = pieces[random.integers(0, len(pieces))]
+            if random.integers(0, 3):
+                mutated[at : at + length] = pieces[random.integers(0, len(pieces))]
+            else:
+                start = random.integers(0, len(mutated))
+                mutated[at : at + length] = mutated[start : start + random.integers(0, 60)]
         try:
             bundle.decode(bytes(mutated))
+            outcomes["read"] += 1
         except BundleError as error:
             assert len(str(error)) < 1000
+            outcomes["refused"] += 1
+    return outcomes
+
+
+def test_random_mutations_of_the_manifest(original: Path) -> None:
+    outcomes = mutate_manifest((original / MANIFEST).read_bytes(), 11, 2000)
+    assert min(outcomes.values()) > 20
+
+
+@pytest.mark.exhaustive
+def test_100_000_random_mutations_of_the_manifest(original: Path) -> None:
+    print(mutate_manifest((original / MANIFEST).read_bytes(), 12, 100_000))
 
 
 # ---------------------------------------------------------------- contents in memory
@@ -689,5 +868,5 @@ def test_what_is_no_library_is_refused(content: bytes) -> None:
     held = bundle.from_contents(
         "memory", bundle.encode(changed), {MODEL: contents[MODEL], name: content}
     )
-    with pytest.raises(BundleError, match=r"^the library cannot be loaded: "):
+    with pytest.raises(BundleError, match=rf"^memory: {name}: the (size|magic) .* \(allowed: "):
         dispatch.operator_of(held)

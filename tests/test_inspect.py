@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper
 
 import relu_ops
 from relu_ops import bundle as bundles
-from relu_ops import graphs, inspect, targets
+from relu_ops import cli, graphs, inspect, targets
 from relu_ops.errors import (
     ArgumentError,
     BundleError,
@@ -168,6 +169,121 @@ def test_a_damaged_bundle_is_refused(leaky: Path, tmp_path: Path) -> None:
     for look in (inspect.describe, inspect.source):
         with pytest.raises(BundleError, match=r"x86-64-v2\.so has the sha256"):
             look(copy)
+
+
+# ---------------------------------------------------------------- built again
+
+
+def changed(path: Path, folder: Path, **producer: str) -> Path:
+    """A copy of a bundle whose libraries have one more byte, or that other tools made."""
+    held = bundles.read(path)
+    contents = dict(held.contents)
+    if not producer:
+        contents["x86-64-v3.so"] = b"\1" + contents["x86-64-v3.so"][1:] + b"more"
+    files = tuple(
+        msgspec.structs.replace(
+            entry,
+            size=len(contents[entry.path]),
+            sha256=bundles.digest_of(contents[entry.path]),
+        )
+        for entry in held.manifest.files
+    )
+    made = {**held.manifest.producer, **producer}
+    manifest = msgspec.structs.replace(held.manifest, files=files, producer=made)
+    bundles.write(folder / "changed.bundle", manifest, contents)
+    return folder / "changed.bundle"
+
+
+def test_a_bundle_built_again_is_identical(leaky: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = plain(inspect.rebuild_check(leaky))
+    assert report["identical"] and not report["manifest"] and not report["tools"]
+    assert inspect.rebuild_check(bundles.read(leaky)) == report
+    assert [file["path"] for file in report["files"]] == [
+        "model.onnx",
+        *(f"{level}.so" for level in LEVELS),
+    ]
+    assert cli.main(["inspect", "--rebuild-check", str(leaky)]) == 0
+    out, err = capsys.readouterr()
+    sizes = {file["path"]: inspect._bytes(file["size"]) for file in report["files"]}
+    assert (err, out) == (
+        "",
+        f"""\
+{leaky}: identical
+  model.onnx    identical, {sizes["model.onnx"]}
+  x86-64-v2.so  identical, {sizes["x86-64-v2.so"]}
+  x86-64-v3.so  identical, {sizes["x86-64-v3.so"]}
+  x86-64-v4.so  identical, {sizes["x86-64-v4.so"]}
+""",
+    )
+
+
+def test_a_library_that_differs(
+    leaky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = changed(leaky, tmp_path)
+    size = (leaky / "x86-64-v3.so").stat().st_size
+    assert cli.main(["inspect", "--rebuild-check", str(path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["identical"] and not report["manifest"] and not report["tools"]
+    assert [file["identical"] for file in report["files"]] == [True, True, False, True]
+    assert report["files"][2] == {
+        "path": "x86-64-v3.so",
+        "identical": False,
+        "size": size + 4,
+        "rebuilt_size": size,
+        "different": 5,
+        "first_difference": 0,
+    }
+    assert cli.main(["inspect", "--rebuild-check", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith(f"{path}: different\n")
+    line = f"5 bytes differ from offset 0 on ({size + 4} bytes, {size} rebuilt)"
+    assert f"  x86-64-v3.so  {line}\n" in out
+    assert "other versions" not in out
+
+
+def test_other_tools_are_named(leaky: Path, tmp_path: Path) -> None:
+    path = changed(leaky, tmp_path, onnx="1.0.0", c_compiler="tcc 0.9")
+    report = inspect.rebuild_check(path)
+    assert report["identical"]  # here they happen to make no difference
+    here = bundles.read(leaky).manifest.producer
+    assert report["tools"] == [
+        {"name": "c_compiler", "in_bundle": "tcc 0.9", "here": here["c_compiler"]},
+        {"name": "onnx", "in_bundle": "1.0.0", "here": here["onnx"]},
+    ]
+    text = inspect.render_rebuild(report)
+    assert "\nmade with other versions than this machine has\n" in text
+    assert f"  onnx        bundle: 1.0.0    here: {here['onnx']}" in text
+    different = inspect.render_rebuild({**report, "identical": False, "manifest": ["inputs"]})
+    assert "machine has, which may be the reason\n" in different
+    assert "\n  manifest.json  differs in inputs\n" in different
+
+
+def test_a_manifest_that_says_something_else(leaky: Path, tmp_path: Path) -> None:
+    held = bundles.read(leaky)
+    manifest = msgspec.structs.replace(held.manifest, operator="relu")
+    bundles.write(tmp_path / "a.bundle", manifest, held.contents)
+    report = inspect.rebuild_check(tmp_path / "a.bundle")
+    assert (report["identical"], report["manifest"]) == (False, ["operator"])
+
+
+def test_what_cannot_be_built_again(
+    leaky: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = tmp_path / "a.onnx"
+    model.write_bytes(graphs.serialize(graphs.relu()))
+    assert cli.main(["inspect", "--rebuild-check", str(model)]) == 2
+    message = f"relu-ops: {model}: is no bundle, so there is nothing to compare with\n"
+    assert capsys.readouterr() == ("", message)
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert cli.main(["inspect", "--rebuild-check", str(leaky)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("relu-ops: building an operator needs a C or C++ compiler")
 
 
 # ---------------------------------------------------------------- models
