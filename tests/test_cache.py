@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +178,9 @@ def test_a_folder_that_others_can_write_is_not_used(folder: Path, mode: int) -> 
     with pytest.raises(CacheError) as caught:
         cache.usable_directory()
     assert str(caught.value) == (
-        f"cache {folder}: can be written by others\nhint: chmod 700 {folder}"
+        f"cache {folder}: can be written by others\n"
+        f"hint: what they put there would be run: remove {folder}, or name another directory with "
+        "RELU_OPS_CACHE"
     )
     make = Maker()
     for calls in (1, 2):
@@ -194,6 +196,26 @@ def test_a_planted_entry_of_such_a_folder_is_not_read(
     folder.chmod(0o777)
     monkeypatch.setattr(bundle, "read", lambda path: pytest.fail("it was read"))
     assert_made(cache.fetch(KEY, Maker()))
+
+
+def test_a_folder_in_one_that_anybody_can_write_is_not_used(folder: Path) -> None:
+    """Whoever can rename the folder can put another in its place, between check and use."""
+    cache.fetch(KEY, Maker())
+    folder.parent.chmod(0o777)
+    try:
+        with pytest.raises(CacheError) as caught:
+            cache.usable_directory()
+        assert str(caught.value) == (
+            f"cache {folder}: anybody can put another in its place in {folder.parent}\n"
+            "hint: name another directory with RELU_OPS_CACHE"
+        )
+        make = Maker()
+        assert_made(cache.fetch(KEY, make))
+        assert make.calls == 1
+        folder.parent.chmod(0o1777)  # as /tmp is: only the owner may rename
+        assert cache.usable_directory() == folder
+    finally:
+        folder.parent.chmod(0o755)
 
 
 def test_a_folder_of_somebody_else_is_not_used(
@@ -261,14 +283,20 @@ def test_a_folder_without_permissions(folder: Path, mode: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
 
 
-def run_child(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_child(
+    code: str,
+    *arguments: str,
+    seconds: float = 120,
+    before: Sequence[str] = (),
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [*before, sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=seconds,
     )
 
 
@@ -306,6 +334,36 @@ def test_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     )
     assert_made(cache.fetch(KEY, Maker()))
     assert os.listdir(tmp_path) == []
+
+
+_WITHOUT_A_HOME = """
+import os, sys
+from relu_ops import bundle, cache
+held = bundle.read(sys.argv[1])
+os.setgid(54321)
+os.setuid(54321)
+for name in ("RELU_OPS_CACHE", "HOME", "XDG_CACHE_HOME"):
+    os.environ.pop(name, None)
+os.chdir("/")
+assert cache.fetch(sys.argv[2], lambda: (held.manifest, held.contents)).contents == held.contents
+try:
+    print(cache.directory())
+except cache.CacheError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without an entry")
+def test_a_user_without_an_entry_and_a_home(tmp_path: Path) -> None:
+    manifest, contents = made()
+    bundle.write(tmp_path / "held.bundle", manifest, contents)
+    done = run_child(_WITHOUT_A_HOME, str(tmp_path / "held.bundle"), KEY)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "there is no home directory to keep the compile cache in\n"
+        "hint: set RELU_OPS_CACHE to a directory\n",
+        "",
+    )
 
 
 def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -483,3 +541,232 @@ def test_an_operator_from_the_cache_outlives_it(folder: Path) -> None:
     op = dispatch.operator_of(cache.fetch(KEY, Maker()))
     cache.clear()
     assert op(np.float32([-2, 3])).tolist() == [-1, 3]
+
+
+# ---------------------------------------------------------------- many processes, round by round
+
+
+_ROUNDS = """
+import os, sys, time
+from pathlib import Path
+from relu_ops import bundle, cache
+held = bundle.read(sys.argv[1])
+folder, processes, rounds = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+
+def one(number):
+    failures = 0
+    for k in range(rounds):
+        key = f"{k:064x}"
+        (folder / f"ready-{k}-{number}").touch()
+        while not (folder / f"go-{k}").exists():
+            time.sleep(0.001)
+        def make():
+            with (folder / f"made-{k}").open("a") as file:
+                file.write("made\\n")
+            time.sleep(0.01)
+            return held.manifest, held.contents
+        found = cache.fetch(key, make)
+        if found.contents != held.contents or found.encoded != held.encoded:
+            failures += 1
+    os._exit(min(failures, 1))
+
+children = []
+for number in range(processes):
+    child = os.fork()
+    if child == 0:
+        one(number)
+    children.append(child)
+for k in range(rounds):
+    while len(list(folder.glob(f"ready-{k}-*"))) < processes:
+        time.sleep(0.001)
+    (folder / f"go-{k}").touch()
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+made = [len((folder / f"made-{k}").read_text().split()) for k in range(rounds)]
+stored = [bundle.read(cache.directory() / f"{k:064x}") for k in range(rounds)]
+whole = sum(one.contents == held.contents for one in stored)
+print(sum(codes), sum(made), max(made), whole)
+"""
+
+
+def processes_on_cold_keys(tmp_path: Path, processes: int, rounds: int, seconds: float) -> None:
+    """Every process asks for the same key, round by round: one compiles, all get the same."""
+    manifest, contents = made()
+    bundle.write(tmp_path / "held.bundle", manifest, contents)
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    arguments = [str(tmp_path / "held.bundle"), str(meeting), str(processes), str(rounds)]
+    done = run_child(_ROUNDS, *arguments, seconds=seconds)
+    assert (done.stdout, done.stderr) == (f"0 {rounds} 1 {rounds}\n", "")
+
+
+def test_32_processes_on_a_cold_key(folder: Path, tmp_path: Path) -> None:
+    processes_on_cold_keys(tmp_path, 32, 3, seconds=60)
+
+
+@pytest.mark.exhaustive
+def test_32_processes_on_100_cold_keys(folder: Path, tmp_path: Path) -> None:
+    processes_on_cold_keys(tmp_path, 32, 100, seconds=600)
+
+
+# ---------------------------------------------------------------- killed at any instant
+
+
+_KILLED = """
+import os, random, signal, sys, time
+import numpy as np
+from relu_ops import bundle, cache, compiler, graphs, jit
+from relu_ops.errors import BundleError
+rounds, rng = int(sys.argv[1]), random.Random(0)
+folder = cache.directory()
+model = graphs.leaky_relu(alpha=0.5)
+x = np.float32([-4, 2])
+held = compiler.make(model, ["native"])  # TVM is loaded before the forks
+
+def compiles():
+    assert jit.compile(model)(x).tolist() == [-2, 2]
+
+def stores():
+    cache.fetch("ab" * 32, lambda: held)
+
+def timed(work):
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    return time.monotonic() - start
+
+def whole():
+    '''Every bundle under its key is whole.'''
+    found = 0
+    for path in folder.iterdir():
+        if len(path.name) == 64:
+            bundle.read(path)
+            found += 1
+    return found
+
+seconds = {}
+for work in (compiles, stores):
+    cache.clear()
+    seconds[work] = min(timed(work) for _ in range(2) if cache.clear() >= 0)
+killed = kept = unfinished = number = 0
+while killed < rounds:
+    number += 1
+    assert number < 20 * rounds
+    work = (compiles, stores)[number % 2]
+    cache.clear()
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    time.sleep(rng.uniform(0, seconds[work]))
+    os.kill(child, signal.SIGKILL)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL:
+        continue  # it was done before
+    killed += 1
+    kept += whole()
+    unfinished += any(p.name[0] == "." for p in folder.iterdir())
+    before = time.monotonic()
+    assert timed(work) < 20, "the dead process still holds the lock"
+    assert whole() == 1
+print(f"{killed} killed, {kept} times a whole bundle was there, ", end="")
+print(f"{unfinished} times an unfinished one beside")
+"""
+
+
+def kill_at_random(rounds: int, seconds: float) -> str:
+    done = run_child(_KILLED, str(rounds), seconds=seconds)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_killed_at_random_instants(folder: Path) -> None:
+    kill_at_random(8, seconds=120)
+
+
+@pytest.mark.exhaustive
+def test_killed_at_200_instants(folder: Path) -> None:
+    print(kill_at_random(200, seconds=600), end="")
+
+
+# ---------------------------------------------------------------- real limits of a disk
+
+
+_LIMITED = """
+import os, resource, sys
+from relu_ops import bundle, cache
+held = bundle.read(sys.argv[1])
+make = lambda: (held.manifest, held.contents)
+largest = max(map(len, held.contents.values()))
+for limit in range(0, largest + 2000, max(largest // 20, 1)):
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        found = cache.fetch(sys.argv[2], make)
+        os._exit(found.contents != held.contents)
+    assert os.waitpid(child, 0)[1] == 0, limit
+    names = [p for p in os.listdir(cache.directory()) if not p.endswith(".lock")]
+    if names:
+        assert names == [sys.argv[2]] and limit >= largest, (names, limit)
+        bundle.read(cache.directory() / names[0])
+        print("stored at last")
+        break
+"""
+
+
+def test_files_that_may_not_grow(folder: Path, tmp_path: Path) -> None:
+    """The kernel's own limit: a write fails in the middle of a file."""
+    manifest, contents = made()
+    bundle.write(tmp_path / "held.bundle", manifest, contents)
+    done = run_child(_LIMITED, str(tmp_path / "held.bundle"), KEY)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "stored at last\n", "")
+
+
+_SMALL_DISK = """
+import os, subprocess, sys
+from pathlib import Path
+from relu_ops import bundle, cache
+held = bundle.read(sys.argv[1])
+disk, key = Path(sys.argv[2]), sys.argv[3]
+need = sum(map(len, held.contents.values())) // 1024 + 64
+stored = refused = 0
+for size in range(4, need + 32, 4):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", disk], check=True)
+    os.chmod(disk, 0o700)
+    calls = []
+    for _ in range(2):
+        found = cache.fetch(key, lambda: calls.append(1) or (held.manifest, held.contents))
+        assert found.contents == held.contents
+    names = [p for p in os.listdir(disk) if not p.endswith(".lock")]
+    assert names in ([], [key]), names
+    if names:
+        assert bundle.read(disk / key).contents == held.contents
+        assert len(calls) == 1
+        stored += 1
+    else:
+        refused += 1
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    found = cache.fetch(key, lambda: calls.append(1) or (held.manifest, held.contents))
+    assert found.contents == held.contents
+    assert len(calls) == (1 if names else 3)
+    assert [p for p in os.listdir(disk) if not p.endswith(".lock")] == names
+    subprocess.run(["umount", disk], check=True)
+print(stored > 0, refused > 5)
+"""
+
+
+def test_a_disk_of_every_size_full_or_read_only(tmp_path: Path) -> None:
+    """On a small file system of its own: no space left, then mounted read-only."""
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    probe = subprocess.run([*alone, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True)
+    if probe.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {probe.stderr.decode().strip()}")
+    manifest, contents = made()
+    bundle.write(tmp_path / "held.bundle", manifest, contents)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    arguments = [str(tmp_path / "held.bundle"), str(disk), KEY]
+    environment = {cache.DIRECTORY_VARIABLE: str(disk)}
+    done = run_child(_SMALL_DISK, *arguments, before=alone, **environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True\n", "")

@@ -274,3 +274,155 @@ def test_local_functions_are_inlined() -> None:
     good.opset_import.append(helper.make_opsetid("local", 1))
     (y,) = reference.evaluate(import_model(good), [np.float32([1, 2])])
     assert y.tolist() == [2, 4]
+
+
+# ---------------------------------------------------------------- small files that ask for much
+
+
+def relu_model() -> onnx.ModelProto:
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    return model(nodes, [value("x", shape=["N"])], [value("y", shape=["N"])])
+
+
+def test_a_text_that_is_not_utf8_is_refused() -> None:
+    content = graphs.serialize(graphs.relu())
+    bad = content.replace(b"\x04Relu", b"\x04Re\xffu")
+    assert bad != content
+    assert refusal(bad) == "the model has a op_type that is not UTF-8: b'Re\\xffu'"
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"offset": str(2**63)}, f"has fewer than {2**63} \\+ 8 bytes"),
+        ({"offset": "-8"}, "offset -8 or length 8 is wrong for 8 bytes"),
+        ({"length": str(2**62)}, f"offset 0 or length {2**62} is wrong for 8 bytes"),
+        ({"offset": "12"}, "has fewer than 12 \\+ 8 bytes"),
+        ({"length": "many"}, "invalid literal"),
+    ],
+)
+def test_external_data_of_a_wrong_extent(
+    tmp_path: Path, entries: dict[str, str], message: str
+) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+    bad = external("w.bin")
+    for key, text in entries.items():
+        bad.graph.initializer[0].external_data.add(key=key, value=text)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(bad.SerializeToString())
+    assert re.search(message, refusal(path))
+
+
+def test_external_data_of_a_huge_shape_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "w.bin").open("wb") as file:
+        file.truncate(2**40)  # a sparse file, which takes no room
+    bad = external("w.bin")
+    bad.graph.initializer[0].dims[:] = [2**37]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(bad.SerializeToString())
+    assert refusal(path) == "the model's external data has more than 1073741824 bytes"
+    good = external("w.bin")
+    path.write_bytes(good.SerializeToString())
+    assert import_model(path).inputs  # eight bytes of a terabyte
+
+
+def with_function(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    made = model(
+        [helper.make_node("F0", ["x"], ["y"], domain="local")],
+        [value("x", shape=["N"])],
+        [value("y", shape=["N"])],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
+    made.opset_import.append(opsets[1])
+    made.functions.append(helper.make_function("local", "F0", ["a"], ["b"], list(nodes), opsets))
+    return made
+
+
+def test_external_data_inside_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from the current directory, where onnx's own reader would look."""
+    tensor = external("w.bin").graph.initializer[0]
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=tensor),
+        helper.make_node("Add", ["a", "c"], ["b"]),
+    ]
+    content = with_function(*nodes).SerializeToString()
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    for path, numbers in ((elsewhere, [7, 7]), (folder, [1, 2])):
+        path.mkdir()
+        (path / "w.bin").write_bytes(np.float32(numbers).tobytes())
+        (path / "m.onnx").write_bytes(content)
+    monkeypatch.chdir(elsewhere)
+    (y,) = reference.evaluate(import_model(folder / "m.onnx"), [np.zeros(2, np.float32)])
+    assert y.tolist() == [1, 2]
+    assert "was not given as a path" in refusal(content)
+
+
+def test_functions_that_double_at_every_level_are_refused() -> None:
+    bad = with_function(*[helper.make_node("F1", ["a"], ["b"], domain="local")] * 2)
+    opsets = list(bad.functions[0].opset_import)
+    for k in range(1, 41):
+        called, domain = (f"F{k + 1}", "local") if k < 40 else ("Relu", "")
+        nodes = [
+            helper.make_node(called, ["a"], ["t"], domain=domain),
+            helper.make_node(called, ["t"], ["b"], domain=domain),
+        ]
+        bad.functions.append(helper.make_function("local", f"F{k}", ["a"], ["b"], nodes, opsets))
+    assert refusal(bad) == (
+        f"the model's local functions inline to {2**41} nodes; at most 100000 are supported"
+    )
+
+
+def test_functions_that_call_themselves_are_refused() -> None:
+    bad = with_function(helper.make_node("F0", ["a"], ["b"], domain="local"))
+    assert refusal(bad) == "local functions call each other more than 100 deep"
+
+
+def test_a_constant_that_would_be_huge_is_not_made() -> None:
+    shape = numpy_helper.from_array(np.array([2**40, 1], np.int64), "shape")
+    two = numpy_helper.from_array(np.float32([1, 2]), "two")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["huge"]),
+        helper.make_node("Add", ["huge", "two"], ["sum"]),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    outputs = [value("y", shape=["M", 2])]
+    graph = import_model(model(nodes, [value("x", shape=["N", 2])], outputs, 18, (shape, two)))
+    assert all(v.array is None or v.array.size <= 2 for v in graph.values)
+
+
+@pytest.mark.parametrize("dims", [[2**62, 2], [2**40, 2**40, 0], [2**63 - 1]])
+def test_a_shape_beyond_any_memory_is_refused(dims: list[int]) -> None:
+    shape = numpy_helper.from_array(np.array(dims, np.int64), "shape")
+    nodes = [helper.make_node("ConstantOfShape", ["shape"], ["y"])]
+    bad = model(nodes, [], [value("y")], 18, (shape,))
+    assert "larger than any memory" in refusal(bad)
+
+
+def test_a_shape_of_many_numbers_is_refused() -> None:
+    shape = numpy_helper.from_array(np.array([2**40], np.int64), "shape")
+    fill = numpy_helper.from_array(np.array([1], np.int64))
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["ones"], value=fill),
+        helper.make_node("ConstantOfShape", ["ones"], ["y"]),
+    ]
+    message = refusal(model(nodes, [], [value("y")], 18, (shape,)))
+    assert "must be a vector of at most 8 numbers" in message or "not valid ONNX" in message
+
+
+def test_a_reference_to_an_attribute_of_no_function_is_refused() -> None:
+    node = helper.make_node("LeakyRelu", ["x"], ["y"])
+    node.attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT, ref_attr_name="slope")
+    assert refusal(model([node], [value("x", shape=["N"])], [value("y", shape=["N"])]))
+
+
+def test_too_many_inputs_are_refused() -> None:
+    inputs = [value(f"x{k}", shape=["N"]) for k in range(1025)]
+    nodes = [helper.make_node("Max", [i.name for i in inputs], ["y"])]
+    bad = model(nodes, inputs, [value("y", shape=["N"])])
+    assert refusal(bad) == "the model has 1025 inputs; it must have at most 1024"
+
+
+def test_sparse_initializers_are_refused() -> None:
+    bad = relu_model()
+    bad.graph.sparse_initializer.add()
+    assert refusal(bad) == "the model has sparse initializers, which are not supported"

@@ -405,8 +405,10 @@ typedef struct {
 
 enum { C_CONTIGUOUS = 0x1, ALIGNED = 0x100, WRITEABLE = 0x400 };
 
-/* The type numpy.ndarray; NULL where headers must not be read. */
+/* The type numpy.ndarray, NULL where headers must not be read; and what number NumPy gave to
+ * bfloat16. */
 static const void* array_type = NULL;
+static int64_t bfloat16_number = -1;
 
 /* NumPy's type numbers: from NPY_BOOL to NPY_DOUBLE, and NPY_HALF. */
 static DLDataType dtype_of_number(int32_t number) {
@@ -415,8 +417,9 @@ static DLDataType dtype_of_number(int32_t number) {
       {kDLUInt, 16, 1}, {kDLInt, 32, 1},  {kDLUInt, 32, 1}, {kDLInt, 64, 1},
       {kDLUInt, 64, 1}, {kDLInt, 64, 1},  {kDLUInt, 64, 1}, {kDLFloat, 32, 1},
       {kDLFloat, 64, 1}};
-  DLDataType half = {kDLFloat, 16, 1}, none = {0, 0, 0};
+  DLDataType half = {kDLFloat, 16, 1}, bfloat = {kDLBfloat, 16, 1}, none = {0, 0, 0};
   if (number == 23) return half;
+  if (number == bfloat16_number) return bfloat;
   return number >= 0 && number < (int32_t)(sizeof(dtypes) / sizeof(dtypes[0])) ? dtypes[number] : none;
 }
 
@@ -480,19 +483,24 @@ static int run_bound(void* plan, const TVMFFIAny* arguments, int32_t count, TVMF
   return relu_ops_run((const Plan*)plan);
 }
 
+/* Make a function of a prepared plan, whose memory is its own from then on. */
+static int give_bound(Plan* plan, TVMFFIAny* result) {
+  TVMFFIObjectHandle function = NULL;
+  if (TVMFFIFunctionCreate(plan, run_bound, free, &function)) return -1;
+  result->type_index = kTVMFFIFunction;
+  result->zero_padding = 0;
+  result->v_obj = (TVMFFIObject*)function;
+  return 0;
+}
+
 static int bind_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
   void* block = malloc(plans_size());
   if (!block) return refuse("MemoryError", "the call", "cannot be bound: no memory");
   Plan* plan = plan_at(block);
-  TVMFFIObjectHandle function = NULL;
-  if (prepare_call(from, plan, arguments, count) ||
-      TVMFFIFunctionCreate(plan, run_bound, free, &function)) {
-    free(plan);
+  if (prepare_call(from, plan, arguments, count) || give_bound(plan, result)) {
+    free(block);
     return -1;
   }
-  result->type_index = kTVMFFIFunction;
-  result->zero_padding = 0;
-  result->v_obj = (TVMFFIObject*)function;
   return 0;
 }
 
@@ -508,54 +516,69 @@ DEFINE(bind, bind_now, prepare_from_arrays)
 DEFINE(call_views, call_now, prepare_from_description)
 DEFINE(bind_views, bind_now, prepare_from_description)
 
-/* Compute on a few elements from the addresses of a tuple of NumPy arrays and of one for the output.
- * They must not change meanwhile: the caller holds the GIL. 1: it is done; 0: not in this way. */
+static int views_of_headers(View* views, int64_t (*strides)[MAX_RANK], const TupleHeader* inputs,
+                            const ArrayHeader* output) {
+  if (inputs->count != OP.input_count) return -1;
+  for (int k = 0; k < OP.input_count; ++k)
+    if (view_of_header(&views[k], strides[k], inputs->items[k], ALIGNED)) return -1;
+  int k = OP.input_count;
+  return view_of_header(&views[k], strides[k], output, ALIGNED | WRITEABLE);
+}
+
+static int has_few_elements(const View* view) {
+  int64_t elements = 1;
+  for (int32_t d = 0; d < view->rank; ++d)
+    if (__builtin_mul_overflow(elements, view->shape[d], &elements)) return 0;
+  return elements <= FEW_ELEMENTS;
+}
+
+/* Compute from the addresses of a tuple of NumPy arrays and of one for the output, which must not
+ * change meanwhile: the caller holds the GIL. Returns 1: it is done; a function: they are bound, call
+ * it, without the GIL; 0: not in this way. An error is left behind then: the caller finds out for
+ * himself what is wrong. */
 EXPORT int __tvm_ffi_call_headers(void* self, const TVMFFIAny* arguments, int32_t count,
                                   TVMFFIAny* result) {
   (void)self;
   result->type_index = kTVMFFIInt;
   result->v_int64 = 0;
   if (count != 2 || !array_type || OP.output_count != 1) return 0;
-  const TupleHeader* inputs = (const TupleHeader*)(intptr_t)arguments[0].v_int64;
-  const ArrayHeader* output = (const ArrayHeader*)(intptr_t)arguments[1].v_int64;
-  if (inputs->count != OP.input_count) return 0;
   View views[OP.input_count + 1];
   int64_t strides[OP.input_count + 1][MAX_RANK];
-  for (int k = 0; k <= OP.input_count; ++k) {
-    int is_output = k == OP.input_count;
-    const ArrayHeader* array = is_output ? output : inputs->items[k];
-    int32_t wanted = is_output ? ALIGNED | WRITEABLE : ALIGNED;
-    if (view_of_header(&views[k], strides[k], array, wanted)) return 0;
+  const TupleHeader* inputs = (const TupleHeader*)(intptr_t)arguments[0].v_int64;
+  const ArrayHeader* output = (const ArrayHeader*)(intptr_t)arguments[1].v_int64;
+  if (views_of_headers(views, strides, inputs, output)) return 0;
+  if (!has_few_elements(&views[OP.input_count])) {
+    void* block = malloc(plans_size());
+    if (!block) return 0;
+    Plan* plan = plan_at(block);
+    if (prepare(plan, views, views + OP.input_count) || give_bound(plan, result)) free(block);
+    return 0;
   }
-  int64_t elements = 1;
-  for (int32_t d = 0; d < output->rank; ++d)
-    if (__builtin_mul_overflow(elements, output->shape[d], &elements)) return 0;
-  if (elements > FEW_ELEMENTS) return 0;
   int64_t block[plans_size() / sizeof(int64_t) + 1];
   Plan* plan = plan_at(block);
-  /* The error of a refusal is left behind: the caller finds out for himself what is wrong. */
-  if (prepare(plan, views, views + OP.input_count) || relu_ops_run(plan)) return 0;
-  result->v_int64 = 1;
+  if (prepare(plan, views, views + OP.input_count) == 0 && relu_ops_run(plan) == 0)
+    result->v_int64 = 1;
   return 0;
 }
 
 /* How operators of this library run from now on: what relu_ops_configure takes, then the address of
- * numpy.ndarray, or 0 (see runtime/headers.py). A newer runtime may have more to say: it is not
+ * numpy.ndarray, or 0, and the number of bfloat16 (see runtime/headers.py). A newer runtime may have more to say: it is not
  * understood here, and not needed. */
-enum { SETTINGS = 5 };
+enum { SETTINGS = 6 };
 
 EXPORT int __tvm_ffi_configure(void* self, const TVMFFIAny* arguments, int32_t count,
                                TVMFFIAny* result) {
   (void)self;
   int64_t values[SETTINGS];
-  if (count < SETTINGS) return refuse("TypeError", "configure", "takes five integers");
+  if (count < SETTINGS) return refuse("TypeError", "configure", "takes six integers");
   for (int k = 0; k < SETTINGS; ++k) {
     if (arguments[k].type_index != kTVMFFIInt || arguments[k].v_int64 < 0)
-      return refuse("TypeError", "configure", "takes five integers");
+      return refuse("TypeError", "configure", "takes six integers");
     values[k] = arguments[k].v_int64;
   }
   relu_ops_configure((int)(values[0] < 256 ? values[0] : 256), values[1], values[2], values[3]);
   array_type = (const void*)(intptr_t)values[4];
+  bfloat16_number = values[5];
   result->type_index = kTVMFFINone;
   result->v_int64 = 0;
   return 0;

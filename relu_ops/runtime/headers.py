@@ -1,4 +1,4 @@
-"""Whether compiled operators may read small NumPy arrays by the address of their headers.
+"""Whether compiled operators may read NumPy arrays by the address of their headers.
 
 DLPack costs a quarter of a microsecond per array, more than a small operator itself. NumPy's binary
 interface fixes where an array object keeps its data, shape, strides, dtype and flags: entry.c reads
@@ -14,6 +14,8 @@ import functools
 import sys
 
 import numpy as np
+
+from relu_ops.semantics import DTYPES
 
 
 class _Dtype(ctypes.Structure):
@@ -67,6 +69,11 @@ _TYPE_NUMBERS = {
 def array_type() -> int:
     """The address of numpy.ndarray where operators may read headers; 0 where they may not."""
     return id(np.ndarray) if _are_readable() else 0
+
+
+def bfloat16_number() -> int:
+    """The number that NumPy gave to bfloat16 in this process."""
+    return DTYPES["bfloat16"].numpy.num
 
 
 def _are_readable() -> bool:

@@ -39,7 +39,8 @@ class Library:
         call_views: Computes on what a description in memory says, given its address.
         bind_views: As call_views, but returns a function.
         call_headers: As call, but given the addresses of a tuple of NumPy arrays and of one for the
-            output, for few elements; returns whether it did it. Keeps the GIL: see headers.py.
+            output. Keeps the GIL, and returns 1 (done), a function without arguments that does it
+            and does not need the GIL (many elements), or 0 (it cannot).
         configure: Sets threads and thresholds; see runtime/threads.py.
     """
 
@@ -47,7 +48,7 @@ class Library:
     bind: Callable[..., Callable[[], None]]
     call_views: Callable[..., None]
     bind_views: Callable[..., Any]
-    call_headers: Callable[[int, int], int]
+    call_headers: Callable[[int, int], Any]
     configure: Callable[..., None]
 
 
@@ -119,7 +120,8 @@ def configure_all(settings: Settings) -> None:
 
 
 def _configure(opened: Library, settings: Settings) -> None:
-    opened.configure(*dataclasses.astuple(settings), headers.array_type())
+    known = (headers.array_type(), headers.bfloat16_number())
+    opened.configure(*dataclasses.astuple(settings), *known)
 
 
 def _open(content: bytes, name: str) -> Library:

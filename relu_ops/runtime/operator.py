@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from relu_ops import bundle as bundles
-from relu_ops.bundle import Bundle, Tensor
+from relu_ops.bundle import Bundle, Tensor, Term
 from relu_ops.errors import ArgumentError, ArgumentTypeError
 from relu_ops.runtime import arrays, memory
 from relu_ops.runtime.library import Library, open_library
@@ -20,9 +20,6 @@ from relu_ops.targets import Target
 _ndarray, _empty_like = np.ndarray, np.empty_like
 _FEW_ELEMENTS = 8192
 """A bound call of up to as many takes less than a few microseconds, and keeps the GIL."""
-
-_REFUSALS = (TypeError, ValueError, BufferError, RuntimeError)
-"""What tvm-ffi and the entry raise for an array that they cannot take as it is."""
 
 
 class BoundCall(functools.partial[None]):
@@ -65,14 +62,11 @@ class Operator:
         self._library: Library = open_library(
             bundle.contents[entry.path], f"{bundle.path}: {entry.path}", target.kind
         )
-        self._call = self._library.call
         self._call_headers = self._library.call_headers
         self._single = len(self.outputs) == 1
         self._dtypes = [tensor.dtype for tensor in self.inputs + self.outputs]
-        self._simple = self._single and [
-            (t.input, t.trailing, t.block) for t in manifest.output_terms[0]
-        ] == [(0, 0, 1)]
-        self._simple_dtype = DTYPES[self.outputs[0].dtype].numpy
+        self._shaping = _inputs_that_shape(manifest.output_terms)
+        self._output_dtype = DTYPES[self.outputs[0].dtype].numpy
 
     # The first branch below is the whole fast path. The entry checks everything before it writes
     # anything, so that a refusal can be answered by the careful path from the start.
@@ -98,20 +92,33 @@ class Operator:
                 threads is out of range.
         """
         if threads is None:
-            result = out
-            if out is None and self._simple and inputs and inputs[0].__class__ is _ndarray:
-                x = inputs[0]
-                like = _empty_like if x.nbytes < memory.LEAST_BYTES else memory.empty_like
-                result = like(x, self._simple_dtype)
-            if self._call_headers(id(inputs), id(result)):
+            result = self._new_output(inputs) if out is None else out
+            done = self._call_headers(id(inputs), id(result))
+            if done:
+                if done != 1:
+                    done()
                 return result
-            if self._single and result.__class__ is _ndarray:
-                try:
-                    self._call(*inputs, result)
-                    return result
-                except _REFUSALS:
-                    pass
         return self._careful_call(inputs, out, threads)
+
+    def _new_output(self, inputs: tuple[Any, ...]) -> np.ndarray | None:
+        """An output of the shape that the inputs broadcast to, where that is all there is to it.
+
+        None otherwise. The entry checks the shape, as that of any output.
+        """
+        if self._shaping is None or len(inputs) != len(self.inputs):
+            return None
+        for x in inputs:
+            if x.__class__ is not _ndarray:
+                return None
+        if len(self._shaping) == 1:
+            x = inputs[self._shaping[0]]
+            like = _empty_like if x.nbytes < memory.LEAST_BYTES else memory.empty_like
+            return like(x, self._output_dtype)
+        try:
+            shape = np.broadcast(*[inputs[k] for k in self._shaping]).shape
+        except ValueError:
+            return None
+        return memory.empty(shape, self._output_dtype)
 
     def bind(self, *inputs: Any, out: Any = None, threads: int | None = None) -> BoundCall:
         """Convert the arguments once; the returned call computes on them as often as wanted.
@@ -231,6 +238,13 @@ class Operator:
     def __reduce__(self) -> tuple[Callable[..., Operator], tuple[Any, ...]]:
         held = self.bundle
         return _restored, (str(held.path), held.encoded, dict(held.contents), self.target.name)
+
+
+def _inputs_that_shape(output_terms: Sequence[Sequence[Term]]) -> list[int] | None:
+    """The inputs whose shapes make that of the only output; None where it takes more than that."""
+    terms = output_terms[0]
+    plain = all(t.input is not None and t.trailing == 0 and t.block == 1 for t in terms)
+    return [t.input for t in terms] if plain and terms and len(output_terms) == 1 else None
 
 
 def _thread_count(threads: int | None) -> tuple[int, ...]:
