@@ -165,6 +165,10 @@ class Emitter:
         """
         return tirx.call_llvm_pure_intrin(self.type(dtype), "llvm.arithmetic.fence", tirx.Mul(a, b))
 
+    def whole(self, dtype: str, x: Expr) -> Expr:
+        """The nearest whole number, ties to even."""
+        return tirx.call_llvm_pure_intrin(self.type(dtype), "llvm.roundeven", x)
+
     # -- 16-bit floats ---------------------------------------------------------------------
 
     def widened(self, x: Operand) -> Expr:
@@ -343,6 +347,43 @@ class Emitter:
         if not x.row.is_float:
             return self.splat(tirx.IntImm("bool", 0))
         return unequal(self.widened(x), self.widened(x))
+
+
+class CudaEmitter(Emitter):
+    """Emits for CUDA C++, one element at a time: the primitives that differ from LLVM's.
+
+    nvcc is told not to contract (-fmad=false), so that a product needs no fence. The functions
+    called by name are in device.h.
+    """
+
+    def __init__(self, statements: list[Any]) -> None:
+        super().__init__(1, statements, {}, native_float16=True)
+
+    def bind(self, dtype: str, expr: Expr) -> Expr:
+        """A variable of C++."""
+        var = tirx.Var(f"v{len(self.statements)}", dtype)
+        self.statements.append(tirx.Bind(var, expr))
+        return var
+
+    def wrapping(self, operation: str, dtype: str, a: Expr, b: Expr) -> Expr:
+        """Computed unsigned and at least 32 bits wide: C++ leaves signed overflow undefined."""
+        wide = "uint64" if DTYPES[dtype].bits == 64 else "uint32"
+        node = {"add": tirx.Add, "sub": tirx.Sub, "mul": tirx.Mul}[operation]
+        return tirx.Cast(dtype, node(tirx.Cast(wide, a), tirx.Cast(wide, b)))
+
+    def product(self, dtype: str, a: Expr, b: Expr) -> Expr:
+        """A product; nothing contracts it."""
+        return tirx.Mul(a, b)
+
+    def whole(self, dtype: str, x: Expr) -> Expr:
+        """The nearest whole number, ties to even: CUDA has no other rounding mode set."""
+        return tirx.call_pure_extern(dtype, "rint" if dtype == "float64" else "rintf", x)
+
+    def _widen_float16(self, bits: Expr) -> Expr:
+        return tirx.call_pure_extern("float32", "relu_ops_widen_float16", bits)
+
+    def _narrow_float16(self, x: Expr) -> Expr:
+        return tirx.call_pure_extern("uint16", "relu_ops_narrow_float16", x)
 
 
 def _llvm_type(storage: str) -> str:
@@ -607,7 +648,7 @@ def quantize_linear(
     """saturate(round_half_even(x / scale) + zero_point)."""
     quotient = div(e, cast(e, x, to=precision), cast(e, scale, to=precision))
     arithmetic = "float64" if precision == "float64" else "float32"
-    whole = tirx.call_llvm_pure_intrin(e.type(arithmetic), "llvm.roundeven", e.widened(quotient))
+    whole = e.whole(arithmetic, e.widened(quotient))
     # 2**20 lies beyond every sum of a level and a zero point of 16 bits.
     level = _to_integer(e, Operand(arithmetic, e.bind(arithmetic, whole)), DTYPES["int32"])
     bound = 1 << 20

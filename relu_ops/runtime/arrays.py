@@ -307,6 +307,6 @@ def describe(arrays: Sequence[np.ndarray], dtypes: Sequence[str]) -> np.ndarray:
     """The description of arrays that compiler/entry.c reads: see prepare_from_description."""
     words: list[int] = []
     for array, dtype in zip(arrays, dtypes, strict=True):
-        words += [array.ctypes.data, *dlpack_type(dtype), array.ndim, *array.shape]
+        words += [array.ctypes.data, *dlpack_type(dtype), 0, array.ndim, *array.shape]
         words += [s // array.dtype.itemsize for s in array.strides]
     return np.array(words, dtype=np.uint64 if max(words, default=0) >= 2**63 else np.int64)
