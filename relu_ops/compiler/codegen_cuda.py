@@ -1,19 +1,22 @@
 """Turns a scheduled graph into a shared library for CUDA.
 
-TVM makes the device code, nvcc a fat binary of it, a C compiler the entry. The library holds machine code for every architecture, and PTX for later ones. It links against
-nothing of CUDA's: run_cuda.c talks to the driver, which the runtime hands over when an operator
-is loaded. Two builds of the same graph with the same tools give the same bytes.
+TVM makes the device code, nvcc a fat binary of it, a C compiler the entry. The library holds
+machine code for every architecture, and PTX for later ones. It links against nothing of CUDA's:
+run_cuda.c talks to the driver, which the runtime hands over when an operator is loaded. Two
+builds of the same graph with the same tools give the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 import tvm_ffi.libinfo
 
 from relu_ops import ir
@@ -40,8 +43,8 @@ _NVCC_FLAGS = (
     "--threads=0",
 )
 
-_HOST_UNITS = ("entry", "run_cuda")
-_HEADERS = ("entry.h", "plan.h", "kernel_cuda.h", "driver.h")
+HOST_UNITS = ("entry", "run_cuda")
+HEADERS = ("entry.h", "plan.h", "kernel_cuda.h", "driver.h")
 
 _LARGEST_PARAMETERS = 32_764
 """Bytes of parameters that a kernel may have, from compute capability 7.0 on."""
@@ -97,7 +100,7 @@ def build_cuda(graph: ir.Graph, target: Target) -> tuple[bytes, dict[str, Any]]:
     """
     nvcc = toolchain.nvcc()
     code = code_for(target, nvcc)
-    kernels = _schedule(graph)
+    kernels = scheduled(graph)
     with tempfile.TemporaryDirectory(prefix="relu_ops-") as name:
         folder = Path(name)
         write_sources(graph, kernels, folder, str(code))
@@ -130,7 +133,7 @@ def code_for(target: Target, nvcc: Nvcc) -> Code:
 
 def sources_cuda(graph: ir.Graph) -> Sources:
     """The intermediate forms of a graph's library, without building it."""
-    kernels = _schedule(graph)
+    kernels = scheduled(graph)
     return Sources(
         "\n".join(kernel.function.script() for kernel in kernels),
         device_source(graph, kernels),
@@ -138,7 +141,12 @@ def sources_cuda(graph: ir.Graph) -> Sources:
     )
 
 
-def _schedule(graph: ir.Graph) -> list[Kernel]:
+def scheduled(graph: ir.Graph) -> list[Kernel]:
+    """The kernels of a graph.
+
+    Raises:
+        BuildError: It has more operands than a kernel can be passed.
+    """
     kernels = schedule_cuda.schedule(graph)
     operands = len(kernels[0].patterns)
     size = 8 * (operands * (3 + schedule_cuda.PLANE_RANK) + len(schedule_cuda.SCALARS))
@@ -153,7 +161,7 @@ def _schedule(graph: ir.Graph) -> list[Kernel]:
 
 def write_sources(graph: ir.Graph, kernels: Sequence[Kernel], folder: Path, built_for: str) -> None:
     """Write everything that a library is compiled from."""
-    for name in (*_HEADERS, "device.h", *(f"{unit}.c" for unit in _HOST_UNITS)):
+    for name in (*HEADERS, "device.h", *(f"{unit}.c" for unit in HOST_UNITS)):
         (folder / name).write_bytes(codegen.source(name))
     (folder / "kernels.cu").write_text(device_source(graph, kernels))
     (folder / "operator.c").write_text(_entry_source(graph, kernels, built_for))
@@ -165,7 +173,8 @@ def device_source(graph: ir.Graph, kernels: Sequence[Kernel]) -> str:
     """The CUDA C++ of all kernels: what TVM generates, and the device's own memory."""
     target = tvm.target.Target({"kind": "cuda", "arch": "sm_75"})  # any: the text is the same
     functions = {kernel.name: kernel.function.with_attr("target", target) for kernel in kernels}
-    module = tvm.get_global_func("target.build.cuda")(tvm.IRModule(functions), target)
+    with _without_compiling():
+        module = tvm.get_global_func("target.build.cuda")(tvm.IRModule(functions), target)
     size, operands = len(constants(graph)[0]), len(kernels[0].patterns)
     return "\n".join(
         [
@@ -178,6 +187,21 @@ def device_source(graph: ir.Graph, kernels: Sequence[Kernel]) -> str:
             module.inspect_source(),
         ]
     )
+
+
+@contextlib.contextmanager
+def _without_compiling() -> Iterator[None]:
+    """Keep TVM from compiling what it generates, with fast math, where it finds a device."""
+    name = "tvm_callback_cuda_compile"
+    before = tvm.get_global_func(name, allow_missing=True)
+    tvm_ffi.register_global_func(name, lambda code, *_: code, override=True)
+    try:
+        yield
+    finally:
+        if before is None:
+            tvm_ffi.registry.remove_global_func(name)
+        else:
+            tvm_ffi.register_global_func(name, before, override=True)
 
 
 def _entry_source(graph: ir.Graph, kernels: Sequence[Kernel], built_for: str) -> str:
@@ -214,7 +238,7 @@ def _link(folder: Path) -> bytes:
     compiler = c_compiler()
     includes = [f"-I{path}" for path in tvm_ffi.libinfo.include_paths()]
     objects = []
-    for unit in (*_HOST_UNITS, "operator"):
+    for unit in (*HOST_UNITS, "operator"):
         objects.append(f"{unit}.o")
         command = [*compiler, *codegen.COMPILE_FLAGS, *includes, "-c", f"{unit}.c"]
         codegen.run([*command, "-o", objects[-1]], folder)

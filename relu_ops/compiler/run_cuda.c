@@ -239,8 +239,8 @@ static void divide_planes(Shape* shape, const Plan* plan) {
     shape->outer = shape->plane_dim[d] = --shape->looped;
     shape->inner *= shape->batch;
     int64_t extent = plan->extent[shape->outer];
+    /* Once it is cut, no room is left for a further one. */
     shape->batch = shape->plane[d] = extent < room ? extent : room;
-    if (extent > room) break; /* cut: nothing goes outside of it */
   }
 }
 

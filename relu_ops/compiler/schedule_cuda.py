@@ -314,7 +314,7 @@ class _Scheduler:
         return _block(
             [
                 *(tirx.AllocBuffer(buffer) for buffer in held),
-                move(self.operands[: len(self.leaves)], load),
+                *([move(self.operands[: len(self.leaves)], load)] if self.leaves else []),
                 _loop(lane, count * self.lanes, computed, unrolled=True),
                 move(self.operands[len(self.leaves) :], store),
             ]
