@@ -21,6 +21,7 @@ import tvm_ffi.libinfo
 
 from relu_ops import ir
 from relu_ops.compiler import codegen, schedule_cuda, toolchain
+from relu_ops.compiler.schedule import STRIDED
 from relu_ops.compiler.schedule_cuda import Kernel
 from relu_ops.compiler.tables import Tables, constants, operator_source
 from relu_ops.compiler.toolchain import Nvcc, c_compiler
@@ -211,13 +212,13 @@ def _entry_source(graph: ir.Graph, kernels: Sequence[Kernel], built_for: str) ->
         rows = []
         for kernel in kernels:
             patterns = tables.table("int8_t", [str(p) for p in kernel.patterns])
-            strided = int(schedule_cuda.STRIDED in kernel.patterns)
+            strided = int(STRIDED in kernel.patterns)
             numbers = f"{strided}, {kernel.lanes}, {kernel.unroll}"
             rows.append(f'{{"{kernel.name}", {patterns}, {numbers}}}')
         tables.lines += [
             '#include "kernel_cuda.h"',
             "extern const unsigned char relu_ops_image[];",
-            'asm(".section .rodata\\n.balign 64\\n.hidden relu_ops_image\\n"',
+            'asm(".section .nv_fatbin,\\"a\\"\\n.balign 64\\n.hidden relu_ops_image\\n"',
             '    "relu_ops_image: .incbin \\"kernels.fatbin\\"\\n.previous\\n");',
             "extern const unsigned char relu_ops_constants[];",
         ]

@@ -365,6 +365,14 @@ class CudaEmitter(Emitter):
         self.statements.append(tirx.Bind(var, expr))
         return var
 
+    def floating(self, dtype: str, value: float) -> Expr:
+        """A constant; TVM writes float64 with 15 decimals, so that 1e-20 would be 0."""
+        if dtype == "float64" and np.isfinite(value) and value != 0:
+            pattern = int(np.float64(value).view(np.int64))
+            bits = tirx.IntImm("int64", pattern)
+            return tirx.call_pure_extern("float64", "__longlong_as_double", bits)
+        return super().floating(dtype, value)
+
     def wrapping(self, operation: str, dtype: str, a: Expr, b: Expr) -> Expr:
         """Computed unsigned and at least 32 bits wide: C++ leaves signed overflow undefined."""
         wide = "uint64" if DTYPES[dtype].bits == 64 else "uint32"

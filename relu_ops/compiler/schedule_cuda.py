@@ -67,6 +67,9 @@ SCALARS = (
 Strides of rows and planes count chunks for operands that are contiguous in a row (then the code
 generator sees that every chunk is aligned), else elements."""
 
+_WIDE_SCALARS = ("rows", "first", "past")
+"""Those that may exceed 32 bits."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -121,7 +124,14 @@ class _Scheduler:
             for k in self.operands
         ]
         self.strides = [tirx.Var(f"stride_{k}", "int64") for k in self.operands]
-        self.scalars = {name: tirx.Var(name, "int64") for name in SCALARS}
+        self.parameters = [
+            tirx.Var(name, "int64" if name in _WIDE_SCALARS else "int32") for name in SCALARS
+        ]
+        # A product of two that were 32 bits wide is one instruction.
+        self.scalars = {
+            name: var if name in _WIDE_SCALARS else _wide(var)
+            for name, var in zip(SCALARS, self.parameters, strict=True)
+        }
         self.index = {
             name: tirx.Var(name, "int32")
             for name in ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x")
@@ -169,7 +179,7 @@ class _Scheduler:
             body = tirx.AttrStmt(bound, "thread_extent", tirx.IntImm("int32", extent), body)
         strides = [*self.row_strides, *(s for plane in self.plane_strides for s in plane)]
         strides += self.strides if self.strided else []
-        function = tirx.PrimFunc([*pointers, *strides, *self.scalars.values()], body)
+        function = tirx.PrimFunc([*pointers, *strides, *self.parameters], body)
         for key, value in (
             ("global_symbol", self.name),
             ("calling_conv", 2),  # kDeviceKernelLaunch
@@ -212,8 +222,7 @@ class _Scheduler:
     def _find_plane(self, statements: list[Any]) -> None:
         """The offset of each operand's plane, by two divisions for a whole block."""
         plane = self.index["blockIdx.z"]
-        extent_1 = tirx.Cast("int32", self.scalars["plane_extent_1"])
-        extent_2 = tirx.Cast("int32", self.scalars["plane_extent_2"])
+        extent_1, extent_2 = self.parameters[-2:]
         outside = tirx.Div(plane, extent_2)
         place = [
             tirx.Div(outside, extent_1),

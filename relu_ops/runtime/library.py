@@ -41,6 +41,7 @@ class Library:
         call_headers: As call, but given the addresses of a tuple of NumPy arrays and of one for the
             output, for few elements; returns whether it did it. Keeps the GIL: see headers.py.
         configure: Sets threads and thresholds; see runtime/threads.py.
+        prepare: For CUDA alone: makes a device ready; see runtime/driver.py.
     """
 
     call: Callable[..., None]
@@ -49,6 +50,7 @@ class Library:
     bind_views: Callable[..., Any]
     call_headers: Callable[[int, int], int]
     configure: Callable[..., None]
+    prepare: Callable[[int, int, int], None] | None = None
 
 
 def tvm_ffi() -> ModuleType:
@@ -132,6 +134,7 @@ def _open(content: bytes, name: str) -> Library:
                 keep_alive_object=library,
             )
             for function in Library.__dataclass_fields__
+            if function != "prepare" or hasattr(library, "__tvm_ffi_prepare")
         }
     except (OSError, AttributeError) as error:
         raise BundleError(f"{name}: cannot be loaded: {error}") from error

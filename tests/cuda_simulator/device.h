@@ -64,6 +64,12 @@ static inline unsigned short relu_ops_narrow_float16(float x) {
   return bits;
 }
 
+static inline double __longlong_as_double(long long bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+
 /* Kernels, by name: a pointer to each parameter is what a launch passes. */
 typedef void (*Simulated)(void** parameters);
 void simulate(const char* name, Simulated kernel);
