@@ -36,7 +36,7 @@ major version; PTX of the newest serves those that come after."""
 # Exactness: one rounding per operation, subnormals kept. These are nvcc's defaults but for -fmad;
 # they are spelled out because nvcc takes options from the environment, too.
 _EXACT_FLAGS = ("-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true")
-_NVCC_FLAGS = (
+NVCC_FLAGS = (
     *("-fatbin", "-std=c++17", "-O3", *_EXACT_FLAGS),
     # Only for its preprocessor: no host code of nvcc's is kept.
     "-allow-unsupported-compiler",
@@ -105,7 +105,7 @@ def build_cuda(graph: ir.Graph, target: Target) -> tuple[bytes, dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="relu_ops-") as name:
         folder = Path(name)
         write_sources(graph, kernels, folder, str(code))
-        codegen.run([*nvcc.command, *_NVCC_FLAGS, *code.flags, "kernels.cu", *_OUTPUT], folder)
+        codegen.run([*nvcc.command, *NVCC_FLAGS, *code.flags, "kernels.cu", *_OUTPUT], folder)
         content = _link(folder)
     return content, nvcc.requirements() | {"sm": list(code.sm), "ptx": code.ptx}
 
