@@ -91,17 +91,17 @@ def reference(name: str, bits: np.ndarray) -> np.ndarray:
 
 
 def differing(got: np.ndarray, wanted: np.ndarray, name: str) -> int:
-    """How many bits patterns differ, NaN aside where both are."""
+    """How many bit patterns differ, NaN aside where both are."""
     wrong = got != wanted
     if not wrong.any():
         return 0
     exponent = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}.get(
         name.rpartition("_")[2], 0
     )
-    nan = [
-        (b & (2 * (exponent | (exponent & -exponent) - 1) // 2)) > exponent for b in (got, wanted)
-    ]
-    return int((wrong & ~(nan[0] & nan[1] & bool(exponent))).sum())
+    if exponent:
+        magnitude = exponent | ((exponent & -exponent) - 1)
+        wrong &= ~(((got & magnitude) > exponent) & ((wanted & magnitude) > exponent))
+    return int(wrong.sum())
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The parts of scripts/check_cuda.py that need no device: its reference, its judgement, its bars."""
+"""The parts of scripts/check_cuda.py that need no device: its reference, judgement and bars."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def test_an_architecture_that_nvcc_does_not_know() -> None:
 
 
 def test_without_nvcc_the_error_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolchain, "_places_of_nvcc", lambda: iter(()))
+    monkeypatch.setattr(toolchain, "places_of_nvcc", lambda: iter(()))
     with pytest.raises(BuildError) as caught:
         compiler.make(graphs.relu(), ["cuda"])
     assert caught.value.hint == "pip install 'relu_ops[cuda]'"
@@ -230,7 +230,7 @@ def test_nvcc_of_the_wheels_comes_before_cuda_home_and_path(
     monkeypatch.delitem(sys.modules, "nvidia", raising=False)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
-    found = [path.relative_to(tmp_path).as_posix() for path in toolchain._places_of_nvcc()]
+    found = [path.relative_to(tmp_path).as_posix() for path in toolchain.places_of_nvcc()]
     assert found == ["site/nvidia/cu13/bin/nvcc", "home/bin/nvcc", "path/nvcc"]
 
 

@@ -142,6 +142,22 @@ def sources_cuda(graph: ir.Graph) -> Sources:
     )
 
 
+def ptx(graph: ir.Graph, target: Target) -> str:
+    """The PTX of a graph's kernels, for the newest architecture of a target.
+
+    Raises:
+        BuildError: There is no nvcc, or it failed.
+    """
+    nvcc = toolchain.nvcc()
+    newest = max(code_for(target, nvcc).sm)
+    with tempfile.TemporaryDirectory(prefix="relu_ops-") as name:
+        folder = Path(name)
+        write_sources(graph, scheduled(graph), folder, "")
+        command = [*nvcc.command, "-std=c++17", "-O3", *_EXACT_FLAGS, f"-arch=compute_{newest}"]
+        codegen.run([*command, "-ptx", "kernels.cu", "-o", "kernels.ptx"], folder)
+        return (folder / "kernels.ptx").read_text()
+
+
 def scheduled(graph: ir.Graph) -> list[Kernel]:
     """The kernels of a graph.
 

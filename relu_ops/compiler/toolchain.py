@@ -95,7 +95,7 @@ def nvcc() -> Nvcc:
     Raises:
         BuildError: There is none.
     """
-    for path in _places_of_nvcc():
+    for path in places_of_nvcc():
         if path.is_file() and os.access(path, os.X_OK):
             return Nvcc(path)
     raise BuildError(
@@ -105,7 +105,8 @@ def nvcc() -> Nvcc:
     )
 
 
-def _places_of_nvcc() -> Iterator[Path]:
+def places_of_nvcc() -> Iterator[Path]:
+    """Where nvcc may be, in the order in which it is taken."""
     wheels = importlib.util.find_spec("nvidia")
     for folder in (wheels.submodule_search_locations or ()) if wheels else ():
         # cu13 before cu12: the newest toolkit of several.
