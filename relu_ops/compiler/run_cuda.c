@@ -379,8 +379,9 @@ int relu_ops_run(const Plan* plan) {
 }
 
 /* Threads and caches of the CPU: nothing to configure. */
-void relu_ops_configure(int threads, int64_t parallel_bytes, int64_t stream_bytes) {
-  (void)threads, (void)parallel_bytes, (void)stream_bytes;
+void relu_ops_configure(int threads, int64_t parallel_bytes, int64_t stream_bytes,
+                        int64_t wake_bytes) {
+  (void)threads, (void)parallel_bytes, (void)stream_bytes, (void)wake_bytes;
 }
 
 /* Make a device ready: its number, and where to look the driver's functions up (the addresses of
