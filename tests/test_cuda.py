@@ -378,6 +378,7 @@ def simulated_operator(monkeypatch: pytest.MonkeyPatch, model: Any) -> CudaOpera
     def build(graph: Any, target: Any) -> tuple[bytes, dict[str, Any]]:
         return simulated_cuda.build(graph), dict(NEEDS)
 
+    simulated_cuda.admit(monkeypatch)
     monkeypatch.setattr(codegen_cuda, "build_cuda", build)
     monkeypatch.setattr(driver, "machine", lambda: H200)
     monkeypatch.setattr(driver, "addresses", lambda: (0, 0))

@@ -42,6 +42,7 @@ _SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated_cuda.admit(monkeypatch)
     monkeypatch.setattr(codegen, "build_x86", simulated_cuda.build_instead_of_x86)
 
 
@@ -71,6 +72,7 @@ def test_random_graphs(case: Case) -> None:
 @pytest.fixture(scope="module")
 def operators() -> Iterator[dict[str, Operator]]:
     with pytest.MonkeyPatch.context() as patch:
+        simulated_cuda.admit(patch)
         patch.setattr(codegen, "build_x86", simulated_cuda.build_instead_of_x86)
         yield {dtype: fresh(graphs.add_relu(dtype=dtype), PLAIN) for dtype in ("float32", "int8")}
 
