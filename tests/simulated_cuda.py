@@ -93,7 +93,7 @@ def _includes() -> list[str]:
 def _host_objects() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for header in codegen_cuda.HEADERS:
+        for header in (*codegen_cuda.HEADERS, "bfloat16.h"):
             (folder / header).write_bytes(codegen.source(header))
         for path in SHIM.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())

@@ -66,6 +66,18 @@ def test_random_graphs(case: Case) -> None:
     check_against_reference(case, PLAIN)
 
 
+def test_products_of_bfloat16_are_rounded_once() -> None:
+    """Every bfloat16 times some: subnormal results are where float32 would round twice."""
+    values = [helper.make_tensor_value_info(name, 16, None) for name in ("a", "b", "y")]
+    nodes = [helper.make_node("Mul", ["a", "b"], ["y"])]
+    graph = helper.make_graph(nodes, "product", values[:2], values[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    operator = fresh(model, PLAIN)
+    every = np.arange(1 << 16, dtype=np.uint16).view(DTYPES["bfloat16"].numpy)
+    for other in every[::1009]:
+        check(operator, every, other.reshape(1))
+
+
 # ---------------------------------------------------------------- launches
 
 

@@ -45,6 +45,7 @@ NVCC_FLAGS = (
 )
 
 HOST_UNITS = ("entry", "run_cuda")
+_DEVICE_HEADERS = ("device.h", "bfloat16.h")
 HEADERS = ("entry.h", "plan.h", "kernel_cuda.h", "driver.h")
 
 _LARGEST_PARAMETERS = 32_764
@@ -178,7 +179,7 @@ def scheduled(graph: ir.Graph) -> list[Kernel]:
 
 def write_sources(graph: ir.Graph, kernels: Sequence[Kernel], folder: Path, built_for: str) -> None:
     """Write everything that a library is compiled from."""
-    for name in (*HEADERS, "device.h", *(f"{unit}.c" for unit in HOST_UNITS)):
+    for name in (*HEADERS, *_DEVICE_HEADERS, *(f"{unit}.c" for unit in HOST_UNITS)):
         (folder / name).write_bytes(codegen.source(name))
     (folder / "kernels.cu").write_text(device_source(graph, kernels))
     (folder / "operator.c").write_text(_entry_source(graph, kernels, built_for))

@@ -165,6 +165,13 @@ class Emitter:
         """
         return tirx.call_llvm_pure_intrin(self.type(dtype), "llvm.arithmetic.fence", tirx.Mul(a, b))
 
+    def product_bfloat16(self, a: Operand, b: Operand) -> Operand:
+        """The product of two bfloat16, rounded once."""
+        wide_a, wide_b = self.widened(a), self.widened(b)
+        scale = self.floating("float32", 2.0**48)
+        scaled = tirx.Mul(tirx.Mul(wide_a, scale), tirx.Mul(wide_b, scale))
+        return self.tiny_exact("bfloat16", tirx.Mul(wide_a, wide_b), scaled)
+
     def whole(self, dtype: str, x: Expr) -> Expr:
         """The nearest whole number, ties to even."""
         return tirx.call_llvm_pure_intrin(self.type(dtype), "llvm.roundeven", x)
@@ -387,6 +394,14 @@ class CudaEmitter(Emitter):
         """The nearest whole number, ties to even: CUDA has no other rounding mode set."""
         return tirx.call_pure_extern(dtype, "rint" if dtype == "float64" else "rintf", x)
 
+    def product_bfloat16(self, a: Operand, b: Operand) -> Operand:
+        """The device's own, with one rounding, where it has one."""
+        bits = tirx.call_pure_extern("uint16", "relu_ops_multiply_bfloat16", a.expr, b.expr)
+        return Operand("bfloat16", self.bind("uint16", bits))
+
+    def _narrow_bfloat16(self, x: Expr) -> Expr:
+        return tirx.call_pure_extern("uint16", "relu_ops_narrow_bfloat16", x)
+
     def _widen_float16(self, bits: Expr) -> Expr:
         return tirx.call_pure_extern("float32", "relu_ops_widen_float16", bits)
 
@@ -516,13 +531,10 @@ def mul(e: Emitter, a: Operand, b: Operand) -> Operand:
     """One rounding: the float32 product of two 16-bit floats is exact above 2**-126."""
     if not a.row.is_float:
         return Operand(a.dtype, e.bind(a.dtype, e.wrapping("mul", a.dtype, a.expr, b.expr)))
-    wide_a, wide_b = e.widened(a), e.widened(b)
-    if a.dtype != "bfloat16":
-        arithmetic = "float32" if a.dtype == "float16" else a.dtype
-        return e.rounded(a.dtype, e.product(arithmetic, wide_a, wide_b))
-    scale = e.floating("float32", 2.0**48)
-    scaled = tirx.Mul(tirx.Mul(wide_a, scale), tirx.Mul(wide_b, scale))
-    return e.tiny_exact(a.dtype, tirx.Mul(wide_a, wide_b), scaled)
+    if a.dtype == "bfloat16":
+        return e.product_bfloat16(a, b)
+    arithmetic = "float32" if a.dtype == "float16" else a.dtype
+    return e.rounded(a.dtype, e.product(arithmetic, e.widened(a), e.widened(b)))
 
 
 def div(e: Emitter, a: Operand, b: Operand) -> Operand:

@@ -64,6 +64,23 @@ static inline unsigned short relu_ops_narrow_float16(float x) {
   return bits;
 }
 
+static inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+static inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+
+/* What a device before sm_80 computes; later ones have instructions for it. */
+#include "bfloat16.h"
+#define relu_ops_narrow_bfloat16 relu_ops_plain_narrow_bfloat16
+#define relu_ops_multiply_bfloat16 relu_ops_plain_multiply_bfloat16
+
 static inline double __longlong_as_double(long long bits) {
   double value;
   std::memcpy(&value, &bits, sizeof(bits));
