@@ -275,7 +275,10 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("path",), {"help": "a bundle, or an .onnx file"}),
             (
                 ("--source",),
-                {"choices": ["tir", "llvm", "assembly", "c"], "help": "show generated code"},
+                {
+                    "choices": ["tir", "llvm", "assembly", "cuda", "ptx", "c"],
+                    "help": "show generated code",
+                },
             ),
             (
                 ("--rebuild-check",),

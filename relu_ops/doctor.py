@@ -170,7 +170,9 @@ def _c_compiler() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    nvcc = next(_nvcc_places(), None)
+    from relu_ops.compiler.toolchain import places_of_nvcc
+
+    nvcc = next((str(path) for path in places_of_nvcc() if path.is_file()), None)
     gpus = [_gpu_model(path) for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*"))]
     return {**_driver(), "gpus": gpus, "nvcc": nvcc, "nvcc_version": _nvcc_version(nvcc)}
 
@@ -193,20 +195,6 @@ def _gpu_model(path: Path) -> str:
     lines = (path / "information").read_text(encoding="utf-8", errors="replace").splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
     return models[0] if models else path.name
-
-
-def _nvcc_places() -> Iterator[str]:
-    """Every nvcc: on PATH, of a toolkit, and of NVIDIA's wheels."""
-    if path := shutil.which("nvcc"):
-        yield path
-    roots = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
-    folders = [Path(root) for root in roots if root]
-    wheels = importlib.util.find_spec("nvidia")
-    for location in (wheels and wheels.submodule_search_locations) or ():
-        folders += sorted(Path(location).glob("*"))
-    for folder in folders:
-        if (folder / "bin" / "nvcc").is_file():
-            yield str(folder / "bin" / "nvcc")
 
 
 def _nvcc_version(nvcc: str | None) -> str | None:
@@ -347,7 +335,11 @@ def _cuda_lines(found: Mapping[str, Any]) -> list[str]:
     if "nvcc" not in found:
         return [_line(found, "{nvcc}")]
     driver = found["driver"] or f"not found ({found['driver_problem']})"
-    nvcc = f"{found['nvcc']}: {found['nvcc_version']}" if found["nvcc"] else "not found"
+    nvcc = (
+        f"{found['nvcc']}: {found['nvcc_version']}"
+        if found["nvcc"]
+        else "not found (relu_ops[cuda])"
+    )
     gpus = ", ".join(found["gpus"]) or "none found"
     return [f"driver library: {driver}", f"GPUs: {gpus}", f"nvcc: {nvcc}"]
 

@@ -52,6 +52,10 @@ class BuildError(ReluOpsError, RuntimeError):
     """Compiling or linking failed, or a tool that it needs is missing."""
 
 
+class DeviceError(ReluOpsError, RuntimeError):
+    """A device or its driver failed: what was asked of it, its name and its architecture."""
+
+
 class CacheError(ReluOpsError, OSError):
     """The compile cache cannot be used and no other way leads to a result."""
 

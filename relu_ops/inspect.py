@@ -17,6 +17,7 @@ from relu_ops import bundle as bundles
 from relu_ops import targets
 from relu_ops.bundle import Bundle, Manifest
 from relu_ops.errors import ArgumentError, MissingDependencyError, UnsupportedError, require
+from relu_ops.runtime import driver
 from relu_ops.targets import Target
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 
     from relu_ops.compiler.frontend import Model
 
-KINDS: Mapping[str, str] = {"tir": "tir", "llvm": "llvm", "assembly": "assembly", "c": "entry"}
-"""The kinds of `source`, and the field of `codegen.Sources` that holds each: TVM's loops, LLVM
-IR, assembly, and the C tables of the library's entry."""
+KINDS: Mapping[str, Mapping[str, str]] = {
+    "cpu": {"tir": "tir", "llvm": "llvm", "assembly": "assembly", "c": "entry"},
+    "cuda": {"tir": "tir", "cuda": "cuda", "ptx": "ptx", "c": "entry"},
+}
+"""The kinds of `source` by the kind of target, and the field of `Sources` that holds each: TVM's
+loops, LLVM IR, assembly; CUDA C++ and PTX; and the C tables of the library's entry."""
 
 _SHOWN_VALUES = 8
 """A tensor with more values than this is shown by its dtype and shape alone."""
@@ -62,8 +66,8 @@ def source(path_or_model: Model | Bundle, target: str = "native", kind: str = "t
 
     Args:
         path_or_model: As for `describe`.
-        target: A CPU target by name; "native" is the best level that this machine runs.
-        kind: One of `KINDS`.
+        target: A target by name; "native" is the best level that this machine runs.
+        kind: One of `KINDS` for that kind of target.
 
     Returns:
         The text.
@@ -75,18 +79,26 @@ def source(path_or_model: Model | Bundle, target: str = "native", kind: str = "t
         TargetError: The target is not known.
         MissingDependencyError: onnx or TVM is not installed.
     """
-    if kind not in KINDS:
-        raise ArgumentError(f"source: kind must be one of {', '.join(KINDS)} (not {kind!r})")
     chosen = targets.resolve(target)
-    if chosen.kind != "cpu":
-        raise ArgumentError(f"source: target must be one for the CPU (not {chosen})")
+    fields = KINDS[chosen.kind]
+    if kind not in fields:
+        raise ArgumentError(
+            f"source: kind must be one of {', '.join(fields)} for {chosen} (not {kind!r})"
+        )
     require("onnx", "compile", f"{_PURPOSE}.source")
     require("tvm", "compile", f"{_PURPOSE}.source")
-    from relu_ops.compiler import codegen, frontend
+    from relu_ops.compiler import codegen, codegen_cuda, frontend
 
     held = _bundle_at(path_or_model)
     graph = frontend.import_model(path_or_model if held is None else held.contents[bundles.MODEL])
-    text: str = getattr(codegen.sources_x86(graph, chosen), KINDS[kind])
+    if kind == "ptx":
+        return codegen_cuda.ptx(graph, chosen)
+    sources = (
+        codegen.sources_x86(graph, chosen)
+        if chosen.kind == "cpu"
+        else codegen_cuda.sources_cuda(graph)
+    )
+    text: str = getattr(sources, fields[kind])
     return text
 
 
@@ -219,7 +231,7 @@ def _describe_bundle(held: Bundle) -> dict[str, Any]:
         "outputs": [_tensor(t.name, t.dtype, t.shape) for t in manifest.outputs],
         "graph": graph,
         "graph_missing": missing,
-        "targets": [_target(targets.parse(name)) for name in manifest.targets],
+        "targets": [_library_target(entry) for entry in manifest.files if entry.target],
         "files": [
             {
                 "path": entry.path,
@@ -233,6 +245,14 @@ def _describe_bundle(held: Bundle) -> dict[str, Any]:
         ],
         "producer": dict(manifest.producer),
     }
+
+
+def _library_target(entry: bundles.File) -> dict[str, Any]:
+    target = targets.parse(entry.target or "")
+    if target.kind == "cpu":
+        return _target(target)
+    reason = targets.why_not_on_gpu(target, entry.requires, driver.machine(), 0)
+    return {"name": target.name, "runs_here": reason is None, "why_not": reason}
 
 
 def _target(target: Target) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_ops import cache, targets
-from relu_ops.compiler.toolchain import producer, source_digest
+from relu_ops.compiler.toolchain import nvcc, producer, source_digest
 from relu_ops.errors import ArgumentError, ArgumentTypeError, require
 from relu_ops.runtime import arrays, dispatch
 from relu_ops.runtime.operator import Operator
@@ -28,7 +28,8 @@ def compile(model: Model, target: str = "native") -> Operator:
 
     Args:
         model: An `onnx.ModelProto`, its bytes, or the path of a file.
-        target: A CPU target by name; "native" is the best level that this machine runs.
+        target: A target by name; "native" is the best level that this machine's CPU runs, "cuda"
+            gives an operator for the device cuda:0.
 
     Returns:
         The operator.
@@ -49,7 +50,9 @@ def compile(model: Model, target: str = "native") -> Operator:
 
 def _compiled(identity: bytes, make_model: Any, target: str) -> Operator:
     chosen = targets.resolve(target)
-    key = cache.key_of(identity, chosen.name, {**producer(), "sources": source_digest()})
+    cuda = chosen.kind == "cuda"
+    made_by = {**producer(), "sources": source_digest()} | ({"nvcc": str(nvcc())} if cuda else {})
+    key = cache.key_of(identity, chosen.name, made_by)
 
     def make() -> Any:
         require("tvm", "compile", "compiling an operator")
@@ -57,7 +60,8 @@ def _compiled(identity: bytes, make_model: Any, target: str) -> Operator:
 
         return compiler.make(make_model(), [chosen.name])
 
-    return dispatch.operator_of(cache.fetch(key, make), target=chosen.name)
+    number = 0 if cuda else None
+    return dispatch.operator_of(cache.fetch(key, make), target=chosen.name, number=number)
 
 
 @functools.cache

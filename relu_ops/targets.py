@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from relu_ops.errors import TargetError
 
@@ -88,6 +89,14 @@ def is_known(name: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """A CUDA device: its name, and its compute capability as in "sm_90"."""
+
+    name: str
+    sm: int
+
+
+@dataclass(frozen=True)
 class Machine:
     """What is known of a machine.
 
@@ -95,11 +104,17 @@ class Machine:
         architecture: As `platform.machine` says, for example "x86_64".
         cpu: The processor's model name.
         flags: Its feature flags, as the operating system lists them.
+        driver: The version of CUDA that its driver runs, or None.
+        driver_problem: Why there is no driver, or none that was looked for.
+        gpus: Its CUDA devices, by number.
     """
 
     architecture: str
     cpu: str = "unknown"
     flags: frozenset[str] = frozenset()
+    driver: tuple[int, int] | None = None
+    driver_problem: str = "it was not looked for"
+    gpus: tuple[Gpu, ...] = ()
 
 
 @cache
@@ -131,6 +146,87 @@ def why_not(target: Target, machine: Machine) -> str | None:
     if missing:
         return f"the processor or its operating system lacks {', '.join(missing)}"
     return None
+
+
+def why_not_on_gpu(
+    target: Target, requires: Mapping[str, Any], machine: Machine, number: int
+) -> str | None:
+    """The reason why a CUDA device cannot run a library; None where it can.
+
+    Machine code runs on its own architecture and on later ones of the same major version; PTX on
+    every later one, where the driver is as new as the compiler that wrote it.
+
+    Args:
+        target: The library's target.
+        requires: What the manifest says of it: "sm", "ptx", "cuda" and "driver".
+        machine: The machine.
+        number: The device's.
+
+    >>> h200 = Machine("x86_64", driver=(13, 0), gpus=(Gpu("NVIDIA H200", 90),))
+    >>> needs = {"sm": [75, 80], "ptx": None, "cuda": "13.5", "driver": "13.0"}
+    >>> why_not_on_gpu(parse("cuda"), needs, h200, 0)
+    'built for sm_75, sm_80; cuda:0 (NVIDIA H200) is sm_90'
+    """
+    if target.kind != "cuda":
+        return "it runs on the CPU (not on a GPU)"
+    if machine.driver is None:
+        return f"there is no CUDA driver ({machine.driver_problem})"
+    if machine.driver < _version(requires["driver"]):
+        shown = ".".join(map(str, machine.driver))
+        return f"the driver runs CUDA {shown} (it must run {requires['driver']} or newer)"
+    if number >= len(machine.gpus):
+        return f"there is no device cuda:{number} (there are {len(machine.gpus)})"
+    gpu = machine.gpus[number]
+    if _closeness(requires, machine, gpu) >= 0:
+        return None
+    built = [f"sm_{sm}" for sm in requires["sm"]]
+    built += [f"compute_{requires['ptx']}"] if requires["ptx"] else []
+    return f"built for {', '.join(built)}; cuda:{number} ({gpu.name}) is sm_{gpu.sm}"
+
+
+def _closeness(requires: Mapping[str, Any], machine: Machine, gpu: Gpu) -> int:
+    """How well a library suits a device: the architecture of its code, 0 for PTX, else -1."""
+    native_code = [sm for sm in requires["sm"] if sm // 10 == gpu.sm // 10 and sm <= gpu.sm]
+    if native_code:
+        return max(native_code)
+    ptx = requires["ptx"]
+    compiles = machine.driver is not None and machine.driver >= _version(requires["cuda"])
+    return 0 if ptx and ptx <= gpu.sm and compiles else -1
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    return int(major), int(minor or 0)
+
+
+def choose_on_gpu(
+    libraries: Mapping[str, Mapping[str, Any]], machine: Machine, number: int
+) -> Target:
+    """Choose the library that suits a CUDA device best.
+
+    Args:
+        libraries: What each target's library requires, by the target's name.
+        machine: The machine.
+        number: The device's.
+
+    Raises:
+        TargetError: None can run; the message lists each and why not.
+    """
+    reasons = {
+        name: why_not_on_gpu(parse(name), requires, machine, number)
+        for name, requires in libraries.items()
+    }
+    runnable = [name for name, reason in reasons.items() if reason is None]
+    if runnable:
+        gpu = machine.gpus[number]
+        return parse(max(runnable, key=lambda n: _closeness(libraries[n], machine, gpu)))
+    lines = [f"  {name}: {reason}" for name, reason in reasons.items()]
+    raise TargetError(
+        "\n".join([f"no variant can run on cuda:{number}:", *lines]),
+        "build one with relu_ops.build(model, targets=['cuda'], path=...)"
+        if not any(parse(name).kind == "cuda" for name in libraries)
+        else "load it with device='cpu', where the bundle has a variant for the CPU",
+    )
 
 
 def native(machine: Machine | None = None) -> Target:

@@ -6,9 +6,25 @@ import os
 import resource
 import tempfile
 
+import pytest
+
 _cache = tempfile.TemporaryDirectory(prefix="relu_ops-tests-")
 os.environ["RELU_OPS_CACHE"] = os.path.join(_cache.name, "cache")
 
 # Every loaded library holds a descriptor; the suite loads thousands in one process.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a device, with the reason why there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    from relu_ops.runtime import driver
+
+    machine = driver.machine()
+    if not machine.gpus:
+        reason = machine.driver_problem or "the driver lists none"
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"there is no CUDA device ({reason})"))

@@ -150,7 +150,9 @@ def test_what_is_no_digest(original: Path) -> None:
 
 
 def test_another_device(original: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"^device must be 'cpu' \(not 'tpu'\)$"):
+    with pytest.raises(
+        ArgumentError, match=r"^device must be 'cpu', 'cuda' or 'cuda:N' \(not 'tpu'\)$"
+    ):
         dispatch.load(original, device="tpu")
 
 

@@ -422,10 +422,10 @@ SIGNS = {
 
 
 def test_every_kind_has_its_sign() -> None:
-    assert set(SIGNS) == set(inspect.KINDS)
+    assert set(SIGNS) == set(inspect.KINDS["cpu"])
 
 
-@pytest.mark.parametrize("kind", inspect.KINDS)
+@pytest.mark.parametrize("kind", inspect.KINDS["cpu"])
 def test_sources_of_a_bundle_and_of_its_model_are_the_same(leaky: Path, kind: str) -> None:
     text = inspect.source(leaky, "x86-64-v3", kind)
     assert re.search(SIGNS[kind], text)
@@ -443,9 +443,17 @@ def test_the_assembly_is_the_target_s() -> None:
 def test_wrong_kinds_and_targets_are_refused() -> None:
     with pytest.raises(ArgumentError) as caught:
         inspect.source(graphs.relu(), kind="ptx")
-    expected = "source: kind must be one of tir, llvm, assembly, c (not 'ptx')"
+    native = targets.native()
+    expected = f"source: kind must be one of tir, llvm, assembly, c for {native} (not 'ptx')"
     assert str(caught.value) == expected
     with pytest.raises(TargetError, match="target 'x86-64-v9' is not known"):
         inspect.source(graphs.relu(), "x86-64-v9")
-    with pytest.raises(ArgumentError, match=r"target must be one for the CPU \(not cuda\)"):
-        inspect.source(graphs.relu(), "cuda")
+    with pytest.raises(ArgumentError, match=r"one of tir, cuda, ptx, c for cuda \(not 'llvm'\)"):
+        inspect.source(graphs.relu(), "cuda", "llvm")
+
+
+def test_the_sources_of_a_cuda_target() -> None:
+    assert "__global__ void __launch_bounds__(256) tile_0" in inspect.source(
+        graphs.relu(), "cuda", "cuda"
+    )
+    assert "relu_ops_cuda" in inspect.source(graphs.relu(), "cuda-sm_90", "c")

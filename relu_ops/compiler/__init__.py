@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ def build(model: Model, targets: Sequence[str] | str, path: str | os.PathLike[st
 
 def make(model: Model, targets: Sequence[str] | str) -> tuple[Manifest, dict[str, bytes]]:
     """Compile a model: the manifest and the files of its bundle, unwritten. See `build`."""
-    from relu_ops.compiler import codegen, frontend
+    from relu_ops.compiler import frontend
 
     chosen = _resolved(targets)
     proto = frontend.read_model(model)
@@ -60,8 +60,8 @@ def make(model: Model, targets: Sequence[str] | str) -> tuple[Manifest, dict[str
     files = [_file(bundles.MODEL, "model", None, contents[bundles.MODEL])]
     for target in chosen:
         name = f"{target}.so"
-        contents[name] = codegen.build_x86(graph, target)
-        files.append(_file(name, "library", target, contents[name]))
+        contents[name], requires = _library(graph, target)
+        files.append(_file(name, "library", target, contents[name], requires))
     return _manifest(graph, files), contents
 
 
@@ -96,9 +96,28 @@ def _resolved(names: Sequence[str] | str) -> list[Target]:
     return chosen
 
 
-def _file(path: str, role: str, target: Target | None, content: bytes) -> File:
+def _library(graph: ir.Graph, target: Target) -> tuple[bytes, dict[str, Any]]:
+    """A target's library, and what it requires of a machine."""
+    if target.kind == "cuda":
+        from relu_ops.compiler import codegen_cuda
+
+        content, requires = codegen_cuda.build_cuda(graph, target)
+    else:
+        from relu_ops.compiler import codegen
+
+        content, requires = codegen.build_x86(graph, target), {"flags": list(target.flags)}
+    return content, {**requires, "glibc": glibc_of(content)}
+
+
+def _file(
+    path: str,
+    role: str,
+    target: Target | None,
+    content: bytes,
+    requires: Mapping[str, Any] | None = None,
+) -> File:
     name = None if target is None else target.name
-    requires = {} if target is None else {"flags": list(target.flags), "glibc": glibc_of(content)}
+    requires = dict(requires or {})
     return File(path, role, name, bundles.digest_of(content), len(content), requires)
 
 

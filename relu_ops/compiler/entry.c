@@ -27,7 +27,7 @@ typedef struct {
   char* data;
   const int64_t* shape;
   const int64_t* strides;
-  int32_t rank;
+  int32_t rank, device;
   DLDataType dtype;
 } View;
 
@@ -125,6 +125,19 @@ static int check_requirement(const Requirement* requirement, const View* in) {
     return refuse("ValueError", requirement->what, "does not broadcast");
   if (!fits(terms.rank, terms.extent, AS_IT_IS, &into))
     return refuse("ValueError", requirement->what, "does not broadcast into its target");
+  return 0;
+}
+
+/* All arrays lie on one device, which is the plan's. */
+static int check_device(Plan* plan, const View* in, const View* out) {
+  int32_t count = OP.input_count + OP.output_count;
+  for (int k = 0; k < count; ++k) {
+    const View* view = k < OP.input_count ? &in[k] : &out[k - OP.input_count];
+    const char* name = k < OP.input_count ? OP.inputs[k].name : OP.outputs[k - OP.input_count].name;
+    if (k == 0) plan->device = view->device;
+    if (view->device != plan->device)
+      return refuse("ValueError", name, "is on another device than the arrays before it");
+  }
   return 0;
 }
 
@@ -307,6 +320,7 @@ static int plan_pass(Plan* plan, const View* in, const View* out, const Shape* i
  * do not broadcast together. `plan` has room for plans_size(). */
 static int prepare(Plan* plan, const View* in, const View* out) {
   int64_t symbols[OP.symbol_count + 1];
+  if (check_device(plan, in, out)) return -1;
   for (int k = 0; k < OP.symbol_count; ++k) symbols[k] = -1;
   for (int k = 0; k < OP.input_count; ++k)
     if (check_input(&in[k], &OP.inputs[k], symbols)) return -1;
@@ -323,7 +337,11 @@ static int prepare(Plan* plan, const View* in, const View* out) {
     Shape own = {0, {0}};
     broadcast_into(&own, out[k].rank, out[k].shape, AS_IT_IS);
     if (plan_pass(plan, in, out, &own, k)) return -1;
-    if (k + 1 < OP.output_count) plan = plan->next = plan_at((char*)plan + plan_size());
+    if (k + 1 < OP.output_count) {
+      int32_t device = plan->device;
+      plan = plan->next = plan_at((char*)plan + plan_size());
+      plan->device = device;
+    }
   }
   return 0;
 }
@@ -345,6 +363,7 @@ static int view_of(View* view, const TVMFFIAny* argument, const char* name) {
   view->shape = tensor->shape;
   view->strides = tensor->strides;
   view->rank = tensor->ndim;
+  view->device = tensor->device.device_id;
   view->dtype = tensor->dtype;
   return 0;
 }
@@ -362,7 +381,7 @@ static int prepare_from_arrays(Plan* plan, const TVMFFIAny* arguments, int32_t c
   return prepare(plan, views, views + OP.input_count);
 }
 
-/* For each array: data, dtype code, bits, rank, then shape and strides. */
+/* For each array: data, dtype code, bits, device, rank, then shape and strides. */
 static int prepare_from_description(Plan* plan, const TVMFFIAny* arguments, int32_t count) {
   View views[OP.input_count + OP.output_count];
   if (count != 1 || arguments[0].type_index != kTVMFFIInt)
@@ -373,10 +392,11 @@ static int prepare_from_description(Plan* plan, const TVMFFIAny* arguments, int3
     views[k].dtype.code = (uint8_t)at[1];
     views[k].dtype.bits = (uint8_t)at[2];
     views[k].dtype.lanes = 1;
-    views[k].rank = (int32_t)at[3];
-    views[k].shape = at + 4;
-    views[k].strides = at + 4 + at[3];
-    at += 4 + 2 * at[3];
+    views[k].device = (int32_t)at[3];
+    views[k].rank = (int32_t)at[4];
+    views[k].shape = at + 5;
+    views[k].strides = at + 5 + at[4];
+    at += 5 + 2 * at[4];
   }
   return prepare(plan, views, views + OP.input_count);
 }

@@ -165,6 +165,17 @@ class Emitter:
         """
         return tirx.call_llvm_pure_intrin(self.type(dtype), "llvm.arithmetic.fence", tirx.Mul(a, b))
 
+    def product_bfloat16(self, a: Operand, b: Operand) -> Operand:
+        """The product of two bfloat16, rounded once."""
+        wide_a, wide_b = self.widened(a), self.widened(b)
+        scale = self.floating("float32", 2.0**48)
+        scaled = tirx.Mul(tirx.Mul(wide_a, scale), tirx.Mul(wide_b, scale))
+        return self.tiny_exact("bfloat16", tirx.Mul(wide_a, wide_b), scaled)
+
+    def whole(self, dtype: str, x: Expr) -> Expr:
+        """The nearest whole number, ties to even."""
+        return tirx.call_llvm_pure_intrin(self.type(dtype), "llvm.roundeven", x)
+
     # -- 16-bit floats ---------------------------------------------------------------------
 
     def widened(self, x: Operand) -> Expr:
@@ -345,6 +356,59 @@ class Emitter:
         return unequal(self.widened(x), self.widened(x))
 
 
+class CudaEmitter(Emitter):
+    """Emits for CUDA C++, one element at a time: the primitives that differ from LLVM's.
+
+    nvcc is told not to contract (-fmad=false), so that a product needs no fence. The functions
+    called by name are in device.h.
+    """
+
+    def __init__(self, statements: list[Any]) -> None:
+        super().__init__(1, statements, {}, native_float16=True)
+
+    def bind(self, dtype: str, expr: Expr) -> Expr:
+        """A variable of C++."""
+        var = tirx.Var(f"v{len(self.statements)}", dtype)
+        self.statements.append(tirx.Bind(var, expr))
+        return var
+
+    def floating(self, dtype: str, value: float) -> Expr:
+        """A constant; TVM writes float64 with 15 decimals, so that 1e-20 would be 0."""
+        if dtype == "float64" and np.isfinite(value) and value != 0:
+            pattern = int(np.float64(value).view(np.int64))
+            bits = tirx.IntImm("int64", pattern)
+            return tirx.call_pure_extern("float64", "__longlong_as_double", bits)
+        return super().floating(dtype, value)
+
+    def wrapping(self, operation: str, dtype: str, a: Expr, b: Expr) -> Expr:
+        """Computed unsigned and at least 32 bits wide: C++ leaves signed overflow undefined."""
+        wide = "uint64" if DTYPES[dtype].bits == 64 else "uint32"
+        node = {"add": tirx.Add, "sub": tirx.Sub, "mul": tirx.Mul}[operation]
+        return tirx.Cast(dtype, node(tirx.Cast(wide, a), tirx.Cast(wide, b)))
+
+    def product(self, dtype: str, a: Expr, b: Expr) -> Expr:
+        """A product; nothing contracts it."""
+        return tirx.Mul(a, b)
+
+    def whole(self, dtype: str, x: Expr) -> Expr:
+        """The nearest whole number, ties to even: CUDA has no other rounding mode set."""
+        return tirx.call_pure_extern(dtype, "rint" if dtype == "float64" else "rintf", x)
+
+    def product_bfloat16(self, a: Operand, b: Operand) -> Operand:
+        """The device's own, with one rounding, where it has one."""
+        bits = tirx.call_pure_extern("uint16", "relu_ops_multiply_bfloat16", a.expr, b.expr)
+        return Operand("bfloat16", self.bind("uint16", bits))
+
+    def _narrow_bfloat16(self, x: Expr) -> Expr:
+        return tirx.call_pure_extern("uint16", "relu_ops_narrow_bfloat16", x)
+
+    def _widen_float16(self, bits: Expr) -> Expr:
+        return tirx.call_pure_extern("float32", "relu_ops_widen_float16", bits)
+
+    def _narrow_float16(self, x: Expr) -> Expr:
+        return tirx.call_pure_extern("uint16", "relu_ops_narrow_float16", x)
+
+
 def _llvm_type(storage: str) -> str:
     floats = {"float32": "float", "float64": "double"}
     return floats.get(storage, f"i{storage.lstrip('uint')}")
@@ -467,13 +531,10 @@ def mul(e: Emitter, a: Operand, b: Operand) -> Operand:
     """One rounding: the float32 product of two 16-bit floats is exact above 2**-126."""
     if not a.row.is_float:
         return Operand(a.dtype, e.bind(a.dtype, e.wrapping("mul", a.dtype, a.expr, b.expr)))
-    wide_a, wide_b = e.widened(a), e.widened(b)
-    if a.dtype != "bfloat16":
-        arithmetic = "float32" if a.dtype == "float16" else a.dtype
-        return e.rounded(a.dtype, e.product(arithmetic, wide_a, wide_b))
-    scale = e.floating("float32", 2.0**48)
-    scaled = tirx.Mul(tirx.Mul(wide_a, scale), tirx.Mul(wide_b, scale))
-    return e.tiny_exact(a.dtype, tirx.Mul(wide_a, wide_b), scaled)
+    if a.dtype == "bfloat16":
+        return e.product_bfloat16(a, b)
+    arithmetic = "float32" if a.dtype == "float16" else a.dtype
+    return e.rounded(a.dtype, e.product(arithmetic, e.widened(a), e.widened(b)))
 
 
 def div(e: Emitter, a: Operand, b: Operand) -> Operand:
@@ -607,7 +668,7 @@ def quantize_linear(
     """saturate(round_half_even(x / scale) + zero_point)."""
     quotient = div(e, cast(e, x, to=precision), cast(e, scale, to=precision))
     arithmetic = "float64" if precision == "float64" else "float32"
-    whole = tirx.call_llvm_pure_intrin(e.type(arithmetic), "llvm.roundeven", e.widened(quotient))
+    whole = e.whole(arithmetic, e.widened(quotient))
     # 2**20 lies beyond every sum of a level and a zero point of 16 bits.
     level = _to_integer(e, Operand(arithmetic, e.bind(arithmetic, whole)), DTYPES["int32"])
     bound = 1 << 20

@@ -1,10 +1,7 @@
 """Schedules a graph for x86: which loops, which vectors, which tails.
 
-A kernel computes a tile: `rows` rows of `n` elements. Rows advance every operand by a stride of
-its own; inside a row an operand is contiguous (element by element), repeated (one element for
-the whole row) or strided. How an operand lies is its *pattern*; a library holds one kernel for
-each combination of patterns that the graph's declared shapes make likely, and a strided one that
-takes any. The host entry (entry.c) collapses dimensions and chooses among them.
+A kernel computes a tile: `rows` rows of `n` elements, in one combination of patterns (see
+schedule.py). The host entry (entry.c) collapses dimensions and chooses among the kernels.
 
 Vectors are explicit: LLVM's own vectorizer prefers 256 bits and needs a promise that buffers do
 not overlap, which a call in place would break. No such promise is made here; every vector is
@@ -24,26 +21,15 @@ from tvm import tirx
 from relu_ops import ir
 from relu_ops.compiler import legalize
 from relu_ops.compiler.legalize import Emitter, Operand
+from relu_ops.compiler.schedule import REPEATED, STRIDED, leaves_of, pattern_sets
 from relu_ops.semantics import DTYPES
 from relu_ops.targets import Target
-
-CONTIGUOUS, REPEATED, STRIDED = 1, 0, -1
-"""How an operand lies inside a row; the first two are the stride itself."""
 
 _SMALLEST_STREAM = 16
 """Bytes of the narrowest streaming store (movntps)."""
 
 _LARGEST_UNROLLED_TAIL = 40
 """Values of a graph up to which a tail is a chain of halving vectors rather than a loop."""
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """An operand of the kernel: a value that is loaded, and how it is seen."""
-
-    value: int
-    view: ir.View
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -55,37 +41,6 @@ class Kernel:
     function: Any
     stream: Any | None
     vector_bytes: int
-
-
-def leaves_of(graph: ir.Graph) -> list[Leaf]:
-    """The operands that a kernel of the graph loads, in the order of its parameters."""
-    return [
-        Leaf(index, view, graph.values[index].dtype)
-        for index, view in graph.reachable()
-        if graph.values[index].is_leaf
-    ]
-
-
-def pattern_sets(graph: ir.Graph) -> list[tuple[int, ...]]:
-    """The combinations of patterns to compile: outputs last, and always contiguous."""
-    leaves = leaves_of(graph)
-    outputs = (CONTIGUOUS,) * len(graph.outputs)
-    contiguous = (CONTIGUOUS,) * len(leaves)
-    sets = [contiguous, tuple(_likely_pattern(graph, leaf) for leaf in leaves)]
-    if len(leaves) == 2:
-        sets += [(CONTIGUOUS, REPEATED), (REPEATED, CONTIGUOUS)]
-    strided = (STRIDED,) * (len(leaves) + len(outputs))
-    return [*dict.fromkeys(s + outputs for s in sets), strided]
-
-
-def _likely_pattern(graph: ir.Graph, leaf: Leaf) -> int:
-    value = graph.values[leaf.value]
-    if leaf.view.trailing or (leaf.view.block > 1 and leaf.view.axis == 0):
-        return REPEATED
-    shape = (
-        graph.inputs[value.input].shape if value.kind == "input" else next(iter(value.terms)).shape
-    )
-    return REPEATED if shape is not None and (not shape or shape[-1] == 1) else CONTIGUOUS
 
 
 def schedule(graph: ir.Graph, target: Target) -> list[Kernel]:

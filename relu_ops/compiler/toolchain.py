@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from relu_ops._version import __version__
@@ -37,6 +41,82 @@ def c_compiler() -> list[str]:
     )
 
 
+@dataclass(frozen=True)
+class Nvcc:
+    """NVIDIA's compiler.
+
+    Attributes:
+        path: The executable.
+    """
+
+    path: Path
+
+    @property
+    def command(self) -> list[str]:
+        """The beginning of a command, with the host compiler whose preprocessor it uses."""
+        compiler = c_compiler()
+        return [str(self.path), *(["-ccbin", compiler[0]] if len(compiler) == 1 else [])]
+
+    def __str__(self) -> str:
+        return f"nvcc {self.version()}"
+
+    def version(self) -> str:
+        """The release of the toolkit, for example "13.0".
+
+        Raises:
+            BuildError: The executable does not run.
+        """
+        found = re.search(r"release ([0-9]+\.[0-9]+)", _output_of((str(self.path), "--version")))
+        if not found:
+            raise BuildError(f"{self.path}: does not run, or does not tell its version")
+        return found[1]
+
+    def architectures(self) -> list[int]:
+        """The architectures that it can make machine code for."""
+        return sorted(
+            int(name)
+            for name in re.findall(
+                r"^sm_([0-9]+)$", _output_of((str(self.path), "--list-gpu-code")), re.MULTILINE
+            )
+        )
+
+    def requirements(self) -> dict[str, str]:
+        """The release, and the oldest driver for its code: that of the major version's first."""
+        version = self.version()
+        return {"cuda": version, "driver": f"{version.partition('.')[0]}.0"}
+
+
+def nvcc() -> Nvcc:
+    """NVIDIA's compiler: that of the installed wheels, in $CUDA_HOME, or on PATH.
+
+    The wheels come first: they are what the environment's owner chose for it, by version, while
+    CUDA_HOME and PATH are the machine's.
+
+    Raises:
+        BuildError: There is none.
+    """
+    for path in places_of_nvcc():
+        if path.is_file() and os.access(path, os.X_OK):
+            return Nvcc(path)
+    raise BuildError(
+        "building for CUDA needs NVIDIA's compiler, and none was found (looked for its wheels, "
+        "nvcc in $CUDA_HOME/bin, nvcc on PATH)",
+        "pip install 'relu_ops[cuda]'",
+    )
+
+
+def places_of_nvcc() -> Iterator[Path]:
+    """Where nvcc may be, in the order in which it is taken."""
+    wheels = importlib.util.find_spec("nvidia")
+    for folder in (wheels.submodule_search_locations or ()) if wheels else ():
+        # cu13 before cu12: the newest toolkit of several.
+        yield from sorted(Path(folder).glob("cu*/bin/nvcc"), reverse=True)
+    if os.environ.get("CUDA_HOME"):
+        yield Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc"
+    if found := shutil.which("nvcc"):
+        yield Path(found)
+
+
 def producer() -> dict[str, str]:
     """Everything beside the model that decides a library's bytes, by name and version."""
     versions = {name: installed_version(name) for name in _PACKAGES}
@@ -57,11 +137,16 @@ def installed_version(package: str) -> str:
 
 @functools.cache
 def _first_line_of_version(command: tuple[str, ...]) -> str:
+    return _output_of((*command, "--version")).partition("\n")[0].strip() or "unknown"
+
+
+@functools.cache
+def _output_of(command: tuple[str, ...]) -> str:
+    """What a tool prints; nothing where it does not run."""
     try:
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.partition("\n")[0].strip() or "unknown"
+        return ""
 
 
 @functools.cache

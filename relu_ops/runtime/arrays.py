@@ -21,7 +21,7 @@ from relu_ops.semantics import DTYPES, dlpack_type, dtype_name
 
 _KIND_ORDER = ("bool", "uint", "int", "float")
 _DLPACK_CPU = 1
-_MAXIMUM_ARRAY_RANK = 16
+MAXIMUM_ARRAY_RANK = 16
 
 
 def is_torch(x: Any) -> bool:
@@ -61,7 +61,7 @@ def as_numpy(x: Any, spec: Tensor, operator: str) -> np.ndarray:
             if spec.dtype != "bfloat16"
             else "convert it first, with astype(ml_dtypes.bfloat16)",
         )
-    if array.ndim > _MAXIMUM_ARRAY_RANK:
+    if array.ndim > MAXIMUM_ARRAY_RANK:
         raise ArgumentError(f"{what} has {array.ndim} dimensions; at most 16 are supported")
     return array.astype(native, copy=False)
 
@@ -307,6 +307,6 @@ def describe(arrays: Sequence[np.ndarray], dtypes: Sequence[str]) -> np.ndarray:
     """The description of arrays that compiler/entry.c reads: see prepare_from_description."""
     words: list[int] = []
     for array, dtype in zip(arrays, dtypes, strict=True):
-        words += [array.ctypes.data, *dlpack_type(dtype), array.ndim, *array.shape]
+        words += [array.ctypes.data, *dlpack_type(dtype), 0, array.ndim, *array.shape]
         words += [s // array.dtype.itemsize for s in array.strides]
     return np.array(words, dtype=np.uint64 if max(words, default=0) >= 2**63 else np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from relu_ops import bundle as bundles
 from relu_ops import targets
@@ -10,6 +11,8 @@ from relu_ops.bundle import Bundle
 from relu_ops.errors import ArgumentError, TargetError
 from relu_ops.runtime.operator import Operator
 from relu_ops.targets import Machine
+
+_DEVICE = re.compile(r"cpu|cuda(?::([0-9]{1,2}))?")
 
 
 def load(
@@ -23,7 +26,8 @@ def load(
 
     Args:
         path: The bundle's directory.
-        device: "cpu".
+        device: "cpu"; or "cuda" or "cuda:1", for a CUDA device by its number. The device is made
+            ready here; arrays on another one of the same machine are taken too.
         target: A variant by name, or None for the best that this machine can run.
         digest: The expected sha256 of the manifest, or None to accept the one found.
 
@@ -35,14 +39,48 @@ def load(
         TargetError: No variant (or not the one asked for) can run here; the message lists every
             variant and why not.
     """
-    if device != "cpu":
-        raise ArgumentError(f"device must be 'cpu' (not {device!r})")
-    return operator_of(bundles.read(path, digest), target=target)
+    number = _device_number(device)
+    return operator_of(bundles.read(path, digest), target=target, number=number)
 
 
-def operator_of(bundle: Bundle, *, target: str | None = None) -> Operator:
-    """The operator of a bundle that was read: see `load`."""
+def _device_number(device: str) -> int | None:
+    """The number of a CUDA device; None for the CPU."""
+    match = _DEVICE.fullmatch(device) if isinstance(device, str) else None
+    if not match:
+        raise ArgumentError(f"device must be 'cpu', 'cuda' or 'cuda:N' (not {device!r})")
+    return None if device == "cpu" else int(match[1] or 0)
+
+
+def operator_of(
+    bundle: Bundle, *, target: str | None = None, number: int | None = None
+) -> Operator:
+    """The operator of a bundle that was read: see `load`. `number` is a CUDA device's."""
+    if number is not None:
+        from relu_ops.runtime import driver
+        from relu_ops.runtime.cuda import CudaOperator
+
+        return CudaOperator(bundle, choose_on_gpu(bundle, target, driver.machine(), number), number)
     return Operator(bundle, choose(bundle, target, targets.this_machine()))
+
+
+def choose_on_gpu(
+    bundle: Bundle, target: str | None, machine: Machine, number: int
+) -> targets.Target:
+    """The variant to run on a CUDA device of a machine.
+
+    Raises:
+        TargetError: There is none.
+    """
+    libraries = {
+        entry.target: entry.requires for entry in bundle.manifest.files if entry.target is not None
+    }
+    if target is not None:
+        wanted = targets.parse(target).name
+        if wanted not in libraries:
+            headline = f"{bundle.path}: has no variant for {wanted}; it has"
+            raise TargetError("\n".join([f"{headline}:", *(f"  {name}" for name in libraries)]))
+        libraries = {wanted: libraries[wanted]}
+    return targets.choose_on_gpu(libraries, machine, number)
 
 
 def choose(bundle: Bundle, target: str | None, machine: Machine) -> targets.Target:

@@ -42,6 +42,7 @@ class Library:
             output. Keeps the GIL, and returns 1 (done), a function without arguments that does it
             and does not need the GIL (many elements), or 0 (it cannot).
         configure: Sets threads and thresholds; see runtime/threads.py.
+        prepare: For CUDA alone: makes a device ready; see runtime/driver.py.
     """
 
     call: Callable[..., None]
@@ -50,6 +51,7 @@ class Library:
     bind_views: Callable[..., Any]
     call_headers: Callable[[int, int], Any]
     configure: Callable[..., None]
+    prepare: Callable[[int, int, int], None] | None = None
 
 
 def tvm_ffi() -> ModuleType:
@@ -134,6 +136,7 @@ def _open(content: bytes, name: str) -> Library:
                 keep_alive_object=library,
             )
             for function in Library.__dataclass_fields__
+            if function != "prepare" or hasattr(library, "__tvm_ffi_prepare")
         }
     except (OSError, AttributeError) as error:
         raise BundleError(f"{name}: cannot be loaded: {error}") from error
