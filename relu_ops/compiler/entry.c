@@ -10,10 +10,13 @@
  * Nothing is written before everything is checked. An array that does not fit is an error that
  * names it; the Python runtime turns it into a full sentence.
  */
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <tvm/ffi/c_api.h>
+#include <unistd.h>
 
 #include "plan.h"
 
@@ -486,6 +489,25 @@ static int prepare_call(Prepare from, Plan* plan, const TVMFFIAny* arguments, in
   return 0;
 }
 
+/* Tells whether the interpreter ends; set when its end is near, by the thread that ends it. A thread
+ * that then comes back from here for the GIL is ended in the middle of tvm-ffi's C++ (pthread_exit
+ * from PyEval_RestoreThread, CPython before 3.14), which aborts the process. So it waits for the
+ * end, as CPython 3.14 lets it; but a second at most while the end has not come, since somebody
+ * may be joining it. Whoever kept the GIL (see few_elements) may go on. */
+static int (*is_finalizing)(void) = NULL;
+static pthread_t last_thread;
+
+static int leave(int code) {
+  int (*ends)(void) = __atomic_load_n(&is_finalizing, __ATOMIC_ACQUIRE);
+  if (__builtin_expect(!ends, 1) || pthread_self() == last_thread) return code;
+  const struct timespec millisecond = {0, 1000000};
+  for (int k = 0; k < 1000; ++k) {
+    while (ends()) pause();
+    nanosleep(&millisecond, NULL);
+  }
+  return code;
+}
+
 static int call_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
   int64_t block[plans_size() / sizeof(int64_t) + 1];
   Plan* plan = plan_at(block);
@@ -500,7 +522,8 @@ static int run_bound(void* plan, const TVMFFIAny* arguments, int32_t count, TVMF
   if (count != 0) return refuse("TypeError", "the bound call", "takes no arguments");
   result->type_index = kTVMFFINone;
   result->v_int64 = 0;
-  return relu_ops_run((const Plan*)plan);
+  int code = relu_ops_run((const Plan*)plan);
+  return ((const Plan*)plan)->keeps_gil ? code : leave(code);
 }
 
 /* Make a function of a prepared plan, whose memory is its own from then on. */
@@ -528,7 +551,7 @@ static int bind_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVM
   EXPORT int __tvm_ffi_##name(void* self, const TVMFFIAny* arguments, int32_t count,           \
                               TVMFFIAny* result) {                                             \
     (void)self;                                                                                \
-    return action(source, arguments, count, result);                                           \
+    return leave(action(source, arguments, count, result));                                    \
   }
 
 DEFINE(call, call_now, prepare_from_arrays)
@@ -561,7 +584,9 @@ EXPORT int __tvm_ffi_call_headers(void* self, const TVMFFIAny* arguments, int32_
   (void)self;
   result->type_index = kTVMFFIInt;
   result->v_int64 = 0;
-  if (count != 2 || !array_type || OP.output_count != 1) return 0;
+  /* NumPy arrays are in the memory of the CPU. */
+  int here = relu_ops_device_type == kDLCPU;
+  if (count != 2 || !here || !array_type || OP.output_count != 1) return 0;
   View views[OP.input_count + 1];
   int64_t strides[OP.input_count + 1][MAX_RANK];
   const TupleHeader* inputs = (const TupleHeader*)(intptr_t)arguments[0].v_int64;
@@ -578,6 +603,20 @@ EXPORT int __tvm_ffi_call_headers(void* self, const TVMFFIAny* arguments, int32_
   Plan* plan = plan_at(block);
   if (prepare(plan, views, views + OP.input_count) == 0 && relu_ops_run(plan) == 0)
     result->v_int64 = 1;
+  return 0;
+}
+
+/* Called by the last thread when the interpreter is about to end, with the address of a function that
+ * says whether it does. */
+EXPORT int __tvm_ffi_end(void* self, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
+  (void)self;
+  if (count != 1 || arguments[0].type_index != kTVMFFIInt)
+    return refuse("TypeError", "end", "takes an address");
+  last_thread = pthread_self();
+  int (*ends)(void) = (int (*)(void))(intptr_t)arguments[0].v_int64;
+  __atomic_store_n(&is_finalizing, ends, __ATOMIC_RELEASE);
+  result->type_index = kTVMFFINone;
+  result->v_int64 = 0;
   return 0;
 }
 

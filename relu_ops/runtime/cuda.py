@@ -244,7 +244,7 @@ class CudaOperator(Operator):
         with _device_errors():
             self._library.prepare(number, *driver.addresses())
         same = self.inputs and self.inputs[0].dtype == self.outputs[0].dtype
-        self._torch_like_first = self._simple and bool(same)
+        self._torch_like_first = self._shaping == [0] and bool(same)
 
     def __call__(self, *inputs: Any, out: Any = None, stream: Any = None) -> Any:
         """Compute, on a stream.
@@ -276,7 +276,7 @@ class CudaOperator(Operator):
                     result = torch.empty_like(inputs[0])
                 if type(result) is torch.Tensor and not result.requires_grad:
                     with contextlib.suppress(*_REFUSALS):
-                        self._call(*inputs, result)
+                        self._library.call(*inputs, result)
                         return result
         call = self._adapted(inputs, out, stream)
         call.compute(self._library.call_views, call.description.ctypes.data)
