@@ -246,7 +246,10 @@ class CudaOperator(Operator):
         same = self.inputs and self.inputs[0].dtype == self.outputs[0].dtype
         self._torch_like_first = self._shaping == [0] and bool(same)
 
-    def __call__(self, *inputs: Any, out: Any = None, stream: Any = None) -> Any:
+    # A device takes a stream where the CPU takes a number of threads.
+    def __call__(  # type: ignore[override]
+        self, *inputs: Any, out: Any = None, stream: Any = None
+    ) -> Any:
         """Compute, on a stream.
 
         Args:
@@ -282,7 +285,9 @@ class CudaOperator(Operator):
         call.compute(self._library.call_views, call.description.ctypes.data)
         return call.returned
 
-    def bind(self, *inputs: Any, out: Any = None, stream: Any = None) -> Any:
+    def bind(  # type: ignore[override]
+        self, *inputs: Any, out: Any = None, stream: Any = None
+    ) -> Any:
         """Convert the arguments once; the returned call computes on them as often as wanted.
 
         Each call goes to the stream given here or, if none was, to the one that is then current.
