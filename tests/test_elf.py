@@ -34,10 +34,10 @@ BASE = "\n".join(
 
 def link(folder: Path, source: str, *flags: str) -> bytes:
     """Compile and link some C as the libraries are."""
-    (folder / "exports.map").write_text(codegen._VERSION_SCRIPT)
+    (folder / "exports.map").write_text(codegen.VERSION_SCRIPT)
     (folder / "more.c").write_text(source)
-    command = [*c_compiler(), *codegen._COMPILE_FLAGS, "more.c", "-o", "made.so"]
-    subprocess.run([*command, *codegen._LINK_FLAGS, *flags], cwd=folder, check=True)
+    command = [*c_compiler(), *codegen.COMPILE_FLAGS, "more.c", "-o", "made.so"]
+    subprocess.run([*command, *codegen.LINK_FLAGS, *flags], cwd=folder, check=True)
     return (folder / "made.so").read_bytes()
 
 
@@ -88,7 +88,8 @@ def test_a_long_chain_passes(target: str) -> None:
 
 def test_the_runtime_uses_what_a_library_offers() -> None:
     fields = library_module.Library.__dataclass_fields__
-    assert CPU.exports == {f"__tvm_ffi_{name}" for name in fields}
+    assert elf.ALLOWANCES["cuda"].exports == {f"__tvm_ffi_{name}" for name in fields}
+    assert elf.ALLOWANCES["cuda"].exports - CPU.exports == {"__tvm_ffi_prepare"}
 
 
 def test_every_kind_of_cpu_target_has_its_row() -> None:

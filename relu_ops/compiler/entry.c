@@ -20,7 +20,8 @@
 
 #include "plan.h"
 
-/* Up to this size a call by headers is taken: some microseconds at most without the GIL's release. */
+/* Up to so many elements a call keeps the GIL: it takes some microseconds at most, and the GIL's
+ * release is 40 ns. The same number is in runtime/operator.py. */
 #define FEW_ELEMENTS 8192
 
 #define EXPORT __attribute__((visibility("default")))
@@ -319,6 +320,13 @@ static int plan_pass(Plan* plan, const View* in, const View* out, const Shape* i
   return check_overlap(plan);
 }
 
+static int has_few_elements(const View* view) {
+  int64_t elements = 1;
+  for (int32_t d = 0; d < view->rank; ++d)
+    if (__builtin_mul_overflow(elements, view->shape[d], &elements)) return 0;
+  return elements <= FEW_ELEMENTS;
+}
+
 /* Check the arrays and plan the call: one pass for all outputs, or one for each where their shapes
  * do not broadcast together. `plan` has room for plans_size(). */
 static int prepare(Plan* plan, const View* in, const View* out) {
@@ -329,8 +337,10 @@ static int prepare(Plan* plan, const View* in, const View* out) {
     if (check_input(&in[k], &OP.inputs[k], symbols)) return -1;
   Shape iteration = {0, {0}};
   int apart = 0;
+  plan->keeps_gil = relu_ops_device_type == kDLCPU;
   for (int k = 0; k < OP.output_count; ++k) {
     if (check_output(&out[k], &OP.outputs[k], in)) return -1;
+    plan->keeps_gil &= has_few_elements(&out[k]);
     apart |= broadcast_into(&iteration, out[k].rank, out[k].shape, AS_IT_IS);
   }
   for (int k = 0; k < OP.requirement_count; ++k)
@@ -493,7 +503,7 @@ static int prepare_call(Prepare from, Plan* plan, const TVMFFIAny* arguments, in
  * that then comes back from here for the GIL is ended in the middle of tvm-ffi's C++ (pthread_exit
  * from PyEval_RestoreThread, CPython before 3.14), which aborts the process. So it waits for the
  * end, as CPython 3.14 lets it; but a second at most while the end has not come, since somebody
- * may be joining it. Whoever kept the GIL (see few_elements) may go on. */
+ * may be joining it. Whoever kept the GIL may go on. */
 static int (*is_finalizing)(void) = NULL;
 static pthread_t last_thread;
 
@@ -566,13 +576,6 @@ static int views_of_headers(View* views, int64_t (*strides)[MAX_RANK], const Tup
     if (view_of_header(&views[k], strides[k], inputs->items[k], ALIGNED)) return -1;
   int k = OP.input_count;
   return view_of_header(&views[k], strides[k], output, ALIGNED | WRITEABLE);
-}
-
-static int has_few_elements(const View* view) {
-  int64_t elements = 1;
-  for (int32_t d = 0; d < view->rank; ++d)
-    if (__builtin_mul_overflow(elements, view->shape[d], &elements)) return 0;
-  return elements <= FEW_ELEMENTS;
 }
 
 /* Compute from the addresses of a tuple of NumPy arrays and of one for the output, which must not

@@ -19,6 +19,7 @@ typedef struct Plan {
   struct Plan* next;           /* another one to run, or NULL */
   int64_t bytes;               /* that it moves: each operand once, a repeated one not at all */
   int32_t threads;             /* at most; 0: as the process is configured */
+  int32_t keeps_gil;           /* whether a bound call does: see runtime/operator.py */
   int32_t device;              /* the number of the device whose memory this is */
 } Plan;
 
@@ -35,6 +36,7 @@ static inline Plan* plan_at(void* block) {
   plan->spare = plan->data + OP.operand_count;
   plan->next = NULL;
   plan->threads = 0;
+  plan->keeps_gil = 0;
   plan->device = 0;
   return plan;
 }

@@ -43,12 +43,13 @@ _NEEDED_LIBRARIES = frozenset({"libc.so.6", "libpthread.so.0"})
 _COMMON_IMPORTS = frozenset(
     {
         *("bcmp", "memcmp", "memcpy", "memmove", "memset", "free", "malloc"),
+        *("nanosleep", "pause", "pthread_self"),
         *("TVMFFIErrorSetRaisedFromCStrParts", "TVMFFIFunctionCreate"),
     }
 )
 _COMMON_EXPORTS = frozenset(
     f"__tvm_ffi_{name}"
-    for name in ("call", "bind", "call_headers", "call_views", "bind_views", "configure")
+    for name in ("call", "bind", "call_headers", "call_views", "bind_views", "configure", "end")
 )
 
 ALLOWANCES = {

@@ -7,6 +7,7 @@ linker will follow. `tvm_ffi` is imported here and nowhere else.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import dataclasses
 import fcntl
@@ -15,6 +16,7 @@ import itertools
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -27,6 +29,8 @@ from relu_ops.runtime.threads import Settings
 
 _ALL_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
 _F_ADD_SEALS = 1033
+
+_END_SECONDS, _STEP_SECONDS = 0.5, 0.05
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Library:
             output. Keeps the GIL, and returns 1 (done), a function without arguments that does it
             and does not need the GIL (many elements), or 0 (it cannot).
         configure: Sets threads and thresholds; see runtime/threads.py.
+        end: Says that the interpreter is about to end.
         prepare: For CUDA alone: makes a device ready; see runtime/driver.py.
     """
 
@@ -51,6 +56,7 @@ class Library:
     bind_views: Callable[..., Any]
     call_headers: Callable[[int, int], Any]
     configure: Callable[..., None]
+    end: Callable[[int], None]
     prepare: Callable[[int, int, int], None] | None = None
 
 
@@ -171,3 +177,30 @@ def _unique_path(descriptor: int) -> str:
     """
     steps = "".join("./" if bit == "0" else ".//" for bit in f"{next(_serial):b}")
     return f"/proc/self/fd/{steps}{descriptor}"
+
+
+def _end() -> None:
+    """Let no thread come back from a library into an interpreter that ends: see leave in entry.c.
+
+    Those that are just coming back have a moment to take the interpreter's lock before it ends.
+    """
+    name = "Py_IsFinalizing" if sys.version_info >= (3, 13) else "_Py_IsFinalizing"
+    address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
+    for opened in list(_opened.values()):
+        opened.end(address or 0)
+    deadline = time.monotonic() + _END_SECONDS
+    while _opened and threading.active_count() > 1 and time.monotonic() < deadline:
+        time.sleep(_STEP_SECONDS)
+        if not _are_calls_under_way():
+            return
+
+
+def _are_calls_under_way() -> bool:
+    """True where another thread is in a module of this folder: it may be waiting for the GIL."""
+    folder = os.path.dirname(__file__)
+    own = threading.get_ident()
+    frames = sys._current_frames().items()
+    return any(f.f_code.co_filename.startswith(folder) for key, f in frames if key != own)
+
+
+atexit.register(_end)

@@ -49,8 +49,9 @@ def empty(shape: tuple[int, ...], dtype: np.dtype, order: Any = "C") -> np.ndarr
 
 
 def _lease(nbytes: int) -> np.ndarray:
-    """A block as an array of bytes. NumPy makes it the base of whatever is a view of it, so that
-    the block is free when this very array dies.
+    """A block as an array of bytes.
+
+    NumPy makes it the base of whatever is a view of it: the block is free when this array dies.
     """
     size = -(-nbytes // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE
     block = _take(size) or _map(size)

@@ -244,7 +244,9 @@ def _inputs_that_shape(output_terms: Sequence[Sequence[Term]]) -> list[int] | No
     """The inputs whose shapes make that of the only output; None where it takes more than that."""
     terms = output_terms[0]
     plain = all(t.input is not None and t.trailing == 0 and t.block == 1 for t in terms)
-    return [t.input for t in terms] if plain and terms and len(output_terms) == 1 else None
+    if not plain or not terms or len(output_terms) != 1:
+        return None
+    return [t.input for t in terms if t.input is not None]
 
 
 def _thread_count(threads: int | None) -> tuple[int, ...]:
