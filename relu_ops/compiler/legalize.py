@@ -169,8 +169,8 @@ class Emitter:
         """The product of two bfloat16, rounded once."""
         wide_a, wide_b = self.widened(a), self.widened(b)
         scale = self.floating("float32", 2.0**48)
-        scaled = tirx.Mul(tirx.Mul(wide_a, scale), tirx.Mul(wide_b, scale))
-        return self.tiny_exact("bfloat16", tirx.Mul(wide_a, wide_b), scaled)
+        scaled = lambda: tirx.Mul(tirx.Mul(wide_a, scale), tirx.Mul(wide_b, scale))
+        return self.tiny_exact(tirx.Mul(wide_a, wide_b), scaled)
 
     def whole(self, dtype: str, x: Expr) -> Expr:
         """The nearest whole number, ties to even."""
@@ -223,12 +223,22 @@ class Emitter:
 
     def _narrow_bfloat16(self, x: Expr) -> Expr:
         u32 = lambda value: self.integer("uint32", value)
+        upper = tirx.shift_right(self.bits("uint32", x), u32(16))
+        quiet = self.cast("uint16", upper | u32(0x40))
+        return tirx.Select(unequal(x, x), quiet, self._round_bfloat16(x))
+
+    def _round_bfloat16(self, x: Expr) -> Expr:
+        """Round a number, or a NaN whose lower 16 bits are zero, to the bits of a bfloat16.
+
+        The sum cannot carry into the sign of such a NaN. They are the only ones that x86 makes of
+        bfloat16 operands: an operand itself, made quiet, or 0x7FC00000.
+        """
+        u32 = lambda value: self.integer("uint32", value)
         bits = self.bind("uint32", self.bits("uint32", x))
         odd = tirx.shift_right(bits, u32(16)) & u32(1)
         bias = tirx.Add(odd, u32(0x7FFF))
         rounded = tirx.shift_right(self.wrapping("add", "uint32", bits, bias), u32(16))
-        quiet = tirx.shift_right(bits, u32(16)) | u32(0x40)
-        return self.cast("uint16", tirx.Select(unequal(x, x), quiet, rounded))
+        return self.cast("uint16", rounded)
 
     def _narrow_float16(self, x: Expr) -> Expr:
         if self.native_float16:
@@ -287,21 +297,52 @@ class Emitter:
             return self.narrow(dtype, expr)
         return Operand(dtype, self.bind(dtype, expr))
 
-    def tiny_exact(self, dtype: str, result: Expr, scaled: Expr) -> Operand:
+    def tiny_exact(self, result: Expr, scaled: Callable[[], Expr]) -> Operand:
         """Round a bfloat16 product or quotient whose float32 result may be subnormal.
 
         bfloat16 has the exponents of float32: below 2**-126 the float32 result is itself
-        rounded, and rounding it again is not the one rounding that the contract has. `scaled` is
-        the same result times 2**96, where float32 still holds its exact side of every tie.
+        rounded, and rounding it again is not the one rounding that the contract has. Such results
+        are rare, and cost twice the instructions: they have a branch of their own.
+
+        Args:
+            result: The float32 result of two widened bfloat16.
+            scaled: Emits the same result times 2**96, where float32 still holds its exact side
+                of every tie.
         """
         result = self.bind("float32", result)
-        tiny = tirx.And(
-            tirx.LT(result, self.floating("float32", 2.0**-126)),
-            tirx.GT(result, self.floating("float32", -(2.0**-126))),
+        rounded = tirx.decl_buffer((1,), self.type("uint16"), name="rounded", scope="local")
+        plain = self._round_bfloat16(result)
+        self.statements += [tirx.AllocBuffer(rounded), tirx.BufferStore(rounded, plain, [_ZERO])]
+        before, self.statements = self.statements, []
+        larger = self.floating("float32", 2.0**96)
+        approximate = self.bind("float32", tirx.Mul(result, larger))
+        odd = self._to_odd(result, approximate, self.bind("float32", scaled()))
+        tiny = tirx.LT(self._magnitude(result), self.integer("uint32", 0x800000))
+        exact = self.narrow("bfloat16", tirx.Select(tiny, odd, result))
+        store = tirx.BufferStore(rounded, exact.expr, [_ZERO])
+        rare, self.statements = tirx.SeqStmt([*self.statements, store]), before
+        self.statements.append(tirx.IfThenElse(self._has_subnormal(result), rare, None))
+        return Operand("bfloat16", tirx.BufferLoad(rounded, [_ZERO]))
+
+    def _magnitude(self, x: Expr) -> Expr:
+        return self.bits("uint32", x) & self.integer("uint32", 0x7FFFFFFF)
+
+    def _has_subnormal(self, x: Expr) -> Expr:
+        """Whether any lane is subnormal: its magnitude less one, wrapping, is below 2**-126's."""
+        one, least = self.integer("uint32", 1), self.integer("uint32", 0x7FFFFF)
+        below = self.wrapping("sub", "uint32", self._magnitude(x), one)
+        if self.lanes == 1:
+            return tirx.LT(below, least)
+        lanes, name = self.lanes, f"relu_ops.any_below.x{self.lanes}"
+        self.externs[name] = (
+            f"declare i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1>)\n"
+            f"define internal i32 @{name}(<{lanes} x i32> %a, <{lanes} x i32> %b) alwaysinline {{\n"
+            f"  %c = icmp ult <{lanes} x i32> %a, %b\n"
+            f"  %d = call i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1> %c)\n"
+            "  %r = zext i1 %d to i32\n  ret i32 %r\n}\n"
         )
-        approximate = self.bind("float32", tirx.Mul(result, self.floating("float32", 2.0**96)))
-        sticky = self._to_odd(result, approximate, self.bind("float32", scaled))
-        return self.narrow(dtype, tirx.Select(tiny, sticky, result))
+        found = tirx.call_pure_extern("int32", name, below, least)
+        return tirx.NE(found, tirx.IntImm("int32", 0))
 
     # -- values ----------------------------------------------------------------------------
 
@@ -401,6 +442,10 @@ class CudaEmitter(Emitter):
 
     def _narrow_bfloat16(self, x: Expr) -> Expr:
         return tirx.call_pure_extern("uint16", "relu_ops_narrow_bfloat16", x)
+
+    def _round_bfloat16(self, x: Expr) -> Expr:
+        """Any NaN: the one that a device makes is all ones."""
+        return self._narrow_bfloat16(x)
 
     def _widen_float16(self, bits: Expr) -> Expr:
         return tirx.call_pure_extern("float32", "relu_ops_widen_float16", bits)
@@ -543,8 +588,8 @@ def div(e: Emitter, a: Operand, b: Operand) -> Operand:
     wide_a, wide_b = e.widened(a), e.widened(b)
     if a.dtype != "bfloat16":
         return e.rounded(a.dtype, tirx.Div(wide_a, wide_b))
-    scaled = tirx.Div(tirx.Mul(wide_a, e.floating("float32", 2.0**96)), wide_b)
-    return e.tiny_exact(a.dtype, tirx.Div(wide_a, wide_b), scaled)
+    scaled = lambda: tirx.Div(tirx.Mul(wide_a, e.floating("float32", 2.0**96)), wide_b)
+    return e.tiny_exact(tirx.Div(wide_a, wide_b), scaled)
 
 
 def _integer_div(e: Emitter, a: Operand, b: Operand) -> Operand:
