@@ -188,6 +188,17 @@ def _bench(options: argparse.Namespace) -> int:
     return FINE
 
 
+def _tune(options: argparse.Namespace) -> int:
+    from relu_ops.bench import tune
+    from relu_ops.runtime import tuning
+
+    measured = tune.tune(_progress)
+    print(msgspec.json.format(msgspec.json.encode(measured), indent=1).decode())
+    if not options.dry_run:
+        _say(f"{tuning.store(measured)}: written; every process heeds it from now on")
+    return FINE
+
+
 def _plot(options: argparse.Namespace) -> int:
     from relu_ops import jit, plot
     from relu_ops.runtime import dispatch
@@ -339,6 +350,11 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             ),
             _JSON,
         ),
+    ),
+    "tune": (
+        _tune,
+        "measure from which sizes on threads and streaming stores pay here, and keep it",
+        ((("--dry-run",), {"action": "store_true", "help": "measure, and store nothing"}),),
     ),
     "plot": (
         _plot,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relu_ops.errors import ArgumentError, ArgumentTypeError
+from relu_ops.runtime import tuning
 
 THREADS_VARIABLE = "RELU_OPS_NUM_THREADS"
 _MOST_THREADS = 256
@@ -103,6 +104,9 @@ _chosen: int | None = None
 def settings() -> Settings:
     """The settings in force."""
     threads = default_threads() if _chosen is None else _chosen
+    tuned = tuning.thresholds(threads)
+    if tuned is not None:
+        return Settings(threads, tuned.parallel_bytes, tuned.stream_bytes, tuned.wake_bytes)
     stream_bytes = _STREAM_PER_CACHE * last_level_cache_bytes()
     return Settings(threads, PARALLEL_BYTES, stream_bytes, WAKE_BYTES)
 
