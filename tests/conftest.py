@@ -1,4 +1,4 @@
-"""What every test shares: a compile cache of its own, and room for many libraries."""
+"""What every test shares: a compile cache of its own, no tuning, and room for many libraries."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 _cache = tempfile.TemporaryDirectory(prefix="relu_ops-tests-")
 os.environ["RELU_OPS_CACHE"] = os.path.join(_cache.name, "cache")
+os.environ["RELU_OPS_TUNING"] = os.path.join(_cache.name, "none")
 
 # Every loaded library holds a descriptor; the suite loads thousands in one process.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)

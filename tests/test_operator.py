@@ -1072,3 +1072,12 @@ def test_torch_bound(relu: Operator, torch: Any) -> None:
     with pytest.raises(ArgumentError, match="cannot be bound"):
         memory = torch.ones(9)
         relu.bind(memory[1:], out=memory[:-1])
+
+
+@pytest.mark.parametrize("columns", [3, 30_000])
+def test_an_output_with_elements_in_one_place_is_refused(relu: Operator, columns: int) -> None:
+    out = np.lib.stride_tricks.as_strided(np.zeros(columns, np.float32), (4, columns), (0, 4))
+    before = out.copy()
+    with pytest.raises(ArgumentError, match="has several elements in one place"):
+        relu(np.ones((4, columns), np.float32), out=out)
+    assert (out == before).all()

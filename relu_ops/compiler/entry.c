@@ -103,6 +103,19 @@ static int check_input(const View* view, const InputSpec* spec, int64_t* symbols
   return 0;
 }
 
+static int is_empty(int32_t rank, const int64_t* shape) {
+  for (int32_t d = 0; d < rank; ++d)
+    if (shape[d] == 0) return 1;
+  return 0;
+}
+
+static int repeats_elements(const View* view) {
+  if (!view->strides || is_empty(view->rank, view->shape)) return 0;
+  for (int32_t d = 0; d < view->rank; ++d)
+    if (view->strides[d] == 0 && view->shape[d] > 1) return 1;
+  return 0;
+}
+
 static int check_output(const View* view, const OutputSpec* spec, const View* in) {
   Shape shape;
   if (view->dtype.code != spec->code || view->dtype.bits != spec->bits || view->dtype.lanes != 1)
@@ -112,6 +125,8 @@ static int check_output(const View* view, const OutputSpec* spec, const View* in
   if (view->rank != shape.rank ||
       memcmp(view->shape, shape.extent, sizeof(int64_t) * (size_t)shape.rank) != 0)
     return refuse("ValueError", spec->name, "has the wrong shape");
+  if (repeats_elements(view))
+    return refuse("ValueError", spec->name, "has several elements in one place");
   return 0;
 }
 
@@ -231,12 +246,6 @@ static int check_overlap(const Plan* plan) {
       if (!same) return refuse("ValueError", name, "overlaps another array");
     }
   }
-  return 0;
-}
-
-static int is_empty(int32_t rank, const int64_t* shape) {
-  for (int32_t d = 0; d < rank; ++d)
-    if (shape[d] == 0) return 1;
   return 0;
 }
 
