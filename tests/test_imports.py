@@ -55,6 +55,7 @@ LAYERS: dict[str, set[str]] = {
     "compiler.frontend": {"ir", "reference", "errors", "semantics"},
     "compiler.legalize": {"ir", "semantics"},
     "compiler.schedule": {"ir"},
+    "compiler.lookup": {"ir", "reference", "compiler", "semantics"},
     "compiler.schedule_x86": {"ir", "compiler", "semantics", "targets"},
     "compiler.schedule_cuda": {"ir", "compiler", "semantics"},
     "compiler.tables": {"ir", "compiler", "semantics"},

@@ -19,7 +19,7 @@ from tvm import ir as tvm_ir
 from tvm import tirx
 
 from relu_ops import ir
-from relu_ops.compiler import legalize
+from relu_ops.compiler import legalize, lookup
 from relu_ops.compiler.legalize import Emitter, Operand
 from relu_ops.compiler.schedule import REPEATED, STRIDED, leaves_of, pattern_sets
 from relu_ops.semantics import DTYPES
@@ -84,6 +84,8 @@ class _Scheduler:
             graph.values[output.value].dtype for output in graph.outputs
         ]
         self.strided = STRIDED in patterns
+        has_lookup = target.vector_bytes == lookup.VECTOR_BYTES
+        self.table = lookup.table_of(graph) if has_lookup else None
         self.externs: dict[str, str] = {}
         self.buffers = [
             tirx.decl_buffer(
@@ -191,7 +193,7 @@ class _Scheduler:
         if self.strided:
             return 1
         trial = self._emitter(1, [])
-        legalize.lower(self.graph, trial, lambda leaf: self._operand(trial, leaf, _int(0)))
+        self._lower(trial, _int(0))
         widest = max([trial.widest_bits, *(DTYPES[d].bits for d in self.dtypes)])
         return self.target.vector_bytes * 8 // widest
 
@@ -202,9 +204,7 @@ class _Scheduler:
         """Compute `lanes` elements from index `start` of the row on: all loads, then all stores."""
         statements: list[Any] = []
         emitter = self._emitter(lanes, statements)
-        results = legalize.lower(
-            self.graph, emitter, lambda leaf: self._operand(emitter, leaf, start)
-        )
+        results = self._lower(emitter, start)
         first = len(self.leaves)
         for k, result in enumerate(results, first):
             index = self._index(k, start, lanes)
@@ -218,7 +218,18 @@ class _Scheduler:
                 statements.append(tirx.BufferStore(self.buffers[k], value, [index]))
         return statements
 
-    def _operand(self, emitter: Emitter, leaf: ir.Key, start: Any) -> Operand:
+    def _lower(self, emitter: Emitter, start: Any) -> list[Operand]:
+        if self.table is None:
+            leaf = functools.partial(self._operand, emitter, start)
+            return legalize.lower(self.graph, emitter, leaf)
+        x = emitter.loaded(self.leaves[0].dtype, self._load(0, start, emitter.lanes))
+        name, text = lookup.function_of(self.table, emitter.lanes)
+        self.externs[name] = text
+        dtype = self.dtypes[-1]
+        found = tirx.call_pure_extern(emitter.type(dtype), name, x.expr)
+        return [Operand(dtype, emitter.bind(dtype, found))]
+
+    def _operand(self, emitter: Emitter, start: Any, leaf: ir.Key) -> Operand:
         k = next(k for k, own in enumerate(self.leaves) if (own.value, own.view) == leaf)
         return emitter.loaded(self.leaves[k].dtype, self._load(k, start, emitter.lanes))
 

@@ -1,0 +1,85 @@
+"""Graphs of one 8-bit number as a table: the same bits as arithmetic, at every length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import same_bits
+from onnx import TensorProto, helper
+
+from relu_ops import bundle, compiler, graphs, inspect, ir, reference, targets
+from relu_ops.compiler import frontend, lookup
+from relu_ops.runtime import dispatch
+
+QUANTIZED = [name for name in graphs.MODELS if name.startswith("quantized")]
+
+
+def graph_of(name: str) -> ir.Graph:
+    return frontend.import_model(graphs.MODELS[name]())
+
+
+@pytest.mark.parametrize("name", graphs.MODELS)
+def test_what_becomes_a_table(name: str) -> None:
+    graph = graph_of(name)
+    table = lookup.table_of(graph)
+    assert (table is not None) == (name in QUANTIZED)
+    if table is None:
+        return
+    every = np.arange(256, dtype=np.uint8)
+    dtype = np.int8 if graph.inputs[0].dtype == "int8" else np.uint8
+    (expected,) = reference.evaluate(graph, [every.view(dtype)])
+    assert table.tobytes() == expected.tobytes()
+
+
+def byte_chain(*shape: int | str | None) -> ir.Graph:
+    kinds = (TensorProto.INT8, TensorProto.FLOAT, TensorProto.UINT8)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=kinds[1]),
+        helper.make_node("LeakyRelu", ["f"], ["g"], alpha=-0.5),
+        helper.make_node("Cast", ["g"], ["y"], to=kinds[2]),
+    ]
+    infos = [
+        helper.make_tensor_value_info(name, kind, shape)
+        for name, kind in (("x", kinds[0]), ("y", kinds[2]))
+    ]
+    graph = helper.make_graph(nodes, "byte_chain", infos[:1], infos[1:])
+    opsets = [helper.make_opsetid("", 18)]
+    return frontend.import_model(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+def test_shapes_that_a_table_takes() -> None:
+    plain = lookup.table_of(byte_chain("N"))
+    assert plain is not None and plain[0xFE] == 1  # -2 gives 1
+    for shape in (("N", "C"), (2, 3), (1,)):
+        table = lookup.table_of(byte_chain(*shape))
+        assert table is not None and (table == plain).all()
+    assert lookup.table_of(byte_chain()) is None  # a scalar is no loop
+
+
+@pytest.mark.parametrize("target", targets.CPU_TARGETS)
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_every_byte_at_every_length(name: str, target: str) -> None:
+    reason = targets.why_not(targets.parse(target), targets.this_machine())
+    if reason:
+        pytest.skip(reason)
+    manifest, contents = compiler.make(graphs.MODELS[name](), [target])
+    operator = dispatch.operator_of(
+        bundle.from_contents("made", bundle.encode(manifest), contents), target=target
+    )
+    dtype = np.dtype(operator.inputs[0].dtype)
+    draw = np.random.default_rng(0)
+    for length in [*range(1, 260), 1000, 4096]:
+        x = draw.permutation(np.arange(length).astype(np.uint8)).view(dtype)
+        (expected,) = reference.evaluate(graph_of(name), [x])
+        assert same_bits(operator(x), expected)
+        assert same_bits(operator(np.repeat(x, 2)[::2]), expected)
+
+
+def test_the_wide_target_looks_up_and_divides_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graphs.MODELS[QUANTIZED[0]]().SerializeToString())
+    wide = inspect.source(path, "x86-64-v4", "assembly")
+    assert ("vpermt2w" in wide or "vpermi2w" in wide) and "vdivps" not in wide
+    assert "vdivps" in inspect.source(path, "x86-64-v3", "assembly")
