@@ -473,6 +473,7 @@ static int view_of_header(View* view, int64_t* strides, const ArrayHeader* array
   view->shape = array->shape;
   view->strides = NULL;
   view->rank = array->rank;
+  view->device = 0;
   view->dtype = dtype_of_number(array->dtype->type_number);
   if (array->flags & C_CONTIGUOUS) return 0;
   int64_t itemsize = view->dtype.bits / 8;
