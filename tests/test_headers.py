@@ -1,0 +1,151 @@
+"""Calls by array headers: the same results and refusals as without, and off where not safe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import same_bits
+
+from relu_ops import bundle, compiler, graphs
+from relu_ops.errors import ArgumentError, ArgumentTypeError
+from relu_ops.runtime import dispatch, headers, library, threads
+from relu_ops.runtime.operator import Operator
+
+DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int8, np.int64)
+
+
+def operator(dtype: type) -> Operator:
+    manifest, contents = compiler.make(graphs.relu(dtype=np.dtype(dtype).name), ["native"])
+    return dispatch.operator_of(bundle.from_contents("relu", bundle.encode(manifest), contents))
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=lambda d: np.dtype(d).name)
+def relu(request: pytest.FixtureRequest) -> Operator:
+    return operator(request.param)
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr(headers, "array_type", lambda: 0)
+        library.configure_all(threads.settings())
+        yield
+    library.configure_all(threads.settings())
+
+
+def arrays(relu: Operator) -> list[np.ndarray]:
+    dtype = ml_dtypes.bfloat16 if relu.inputs[0].dtype == "bfloat16" else relu.inputs[0].dtype
+    x = np.arange(-60, 60).astype(dtype)
+    large = np.tile(x, 200)
+    shaped = x.reshape(2, 3, 4, 5)
+    return [
+        x,
+        x[::-1],
+        x[::7],
+        shaped,
+        shaped.T,
+        shaped[:, 1:, ::2],
+        x[:0],
+        x[5],
+        large,
+        large[::3],
+    ]
+
+
+def results(relu: Operator) -> list[np.ndarray]:
+    found = []
+    for x in arrays(relu):
+        x = np.asarray(x)
+        out = np.full(x.shape, 9, x.dtype)
+        assert relu(x, out=out) is out
+        assert same_bits(relu(x), out)
+        found.append(out)
+    return found
+
+
+def test_it_is_on_here() -> None:
+    assert headers.array_type() == id(np.ndarray)
+
+
+def test_the_same_with_and_without(relu: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = results(relu)
+    monkeypatch.setattr(headers, "array_type", lambda: 0)
+    library.configure_all(threads.settings())
+    try:
+        x = arrays(relu)[0]
+        assert relu._call_headers(id((x,)), id(x.copy())) == 0
+        for a, b in zip(taken, results(relu), strict=True):
+            assert same_bits(a, b)
+    finally:
+        monkeypatch.undo()
+        library.configure_all(threads.settings())
+
+
+def test_what_it_takes(relu: Operator) -> None:
+    few, many = arrays(relu)[0], arrays(relu)[-2]
+    inputs = (few,)
+    assert relu._call_headers(id(inputs), id(np.empty_like(few))) == 1
+    inputs, out = (many,), np.empty_like(many)
+    call = relu._call_headers(id(inputs), id(out))
+    assert call not in (0, 1)
+    call()
+    assert same_bits(out, relu(many))
+
+
+def test_what_it_leaves_to_others() -> None:
+    relu = operator(np.float32)
+    x = np.ones(8, np.float32)
+    raw = np.zeros(33, np.uint8)
+    misaligned = raw[1:33].view(np.float32)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    subclass = np.ma.masked_array(x)
+    for given, out in (
+        ((x,), None),
+        ((x,), [0.0] * 8),
+        ((x, x), x.copy()),
+        ((), x.copy()),
+        (("x",), x.copy()),
+        ((x.astype(">f4"),), x.copy()),
+        ((x.astype(np.float64),), x.copy()),
+        ((x.astype(np.longdouble),), x.copy()),
+        ((np.zeros(8, "M8[s]"),), x.copy()),
+        ((np.array([None] * 8),), x.copy()),
+        ((misaligned,), x.copy()),
+        ((subclass,), x.copy()),
+        ((x,), frozen),
+        ((x,), misaligned),
+        ((x,), np.empty(7, np.float32)),
+    ):
+        assert relu._call_headers(id(given), id(out)) == 0
+    assert (relu(misaligned) == 0).all() and (relu(subclass) == 1).all()
+    with pytest.raises(ArgumentError, match="out for y is read-only"):
+        relu(x, out=frozen)
+    with pytest.raises(ArgumentTypeError, match=r"x.dtype must be float32 \(not float64\)"):
+        relu(x.astype(np.float64), out=x)
+
+
+def test_off_without_the_gil(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    assert not headers._are_readable()
+
+
+def test_off_where_a_field_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert headers._are_readable()
+    monkeypatch.setitem(headers._TYPE_NUMBERS, "float32", 12)
+    assert not headers._are_readable()
+    monkeypatch.undo()
+    for name in ("rank", "shape", "byte_strides", "flags", "data"):
+        fields = [(n, k) for n, k in headers._Array._fields_]
+        at = [n for n, _ in fields].index(name)
+        other = (at + 1) % len(fields)
+        swapped = fields.copy()
+        swapped[at], swapped[other] = fields[other], fields[at]
+        layout = type("_Array", (headers.ctypes.Structure,), {"_fields_": tuple(swapped)})
+        monkeypatch.setattr(headers, "_Array", layout)
+        assert not headers._are_readable(), name
+        monkeypatch.undo()
