@@ -242,7 +242,7 @@ class Operator:
 
 def _inputs_that_shape(output_terms: Sequence[Sequence[Term]]) -> list[int] | None:
     """The inputs whose shapes make that of the only output; None where it takes more than that."""
-    terms = output_terms[0]
+    terms = [t for t in output_terms[0] if t.input is not None or t.shape]  # no scalar constants
     plain = all(t.input is not None and t.trailing == 0 and t.block == 1 for t in terms)
     if not plain or not terms or len(output_terms) != 1:
         return None
