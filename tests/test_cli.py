@@ -24,7 +24,7 @@ from relu_ops.targets import CPU_TARGETS
 
 ROOT = Path(relu_ops.__file__).parents[1]
 NATIVE = targets.native().name
-VERBS = ("export", "build", "inspect", "run", "verify", "bench", "plot", "doctor", "cache")
+VERBS = ("export", "build", "inspect", "run", "verify", "bench", "tune", "plot", "doctor", "cache")
 
 Run = Callable[..., tuple[int, str, str]]
 
