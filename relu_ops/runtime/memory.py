@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-LEAST_BYTES = 4 * 2**20
-"""Smaller outputs come from NumPy: the C library's allocator reuses them well."""
+LEAST_BYTES = 32 * 2**20
+"""Smaller outputs come from NumPy: the C library keeps them in its heap and reuses them better
+(4 MiB: 60 us against 126; 16 MiB: 0.66 ms against 0.86). From here on it maps every one anew."""
 
 MOST_FREE_BYTES = 2**30
 """What free blocks may hold in all; one that is larger is not kept."""
