@@ -8,9 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from cases import TARGETS, compiled
 
-from relu_ops import bundle, compiler, graphs
-from relu_ops.runtime import dispatch, memory
+from relu_ops import graphs
+from relu_ops.errors import ArgumentError
+from relu_ops.runtime import memory
 from relu_ops.runtime.operator import Operator
 
 LARGE = memory.LEAST_BYTES // 4
@@ -26,8 +28,7 @@ def nothing_free() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def relu() -> Operator:
-    manifest, contents = compiler.make(graphs.relu(), ["native"])
-    return dispatch.operator_of(bundle.from_contents("relu", bundle.encode(manifest), contents))
+    return compiled(graphs.relu(), TARGETS[-1])
 
 
 def test_a_block_comes_back_when_the_array_dies() -> None:
@@ -119,3 +120,19 @@ def test_the_number_of_threads_of_one_call(relu: Operator) -> None:
             relu.bind(x, threads=wrong)
     with pytest.raises(TypeError, match=r"threads must be an int or None \(not float\)"):
         relu(x, threads=1.0)  # type: ignore[arg-type]
+
+
+def test_no_room_is_said_as_numpy_says_it() -> None:
+    for shape, error in (((1 << 45,), MemoryError), ((1 << 31, 1 << 31), ValueError)):
+        with pytest.raises(error):
+            memory.empty(shape, F32)
+    assert not memory._in_use
+
+
+def test_inputs_that_broadcast_beyond_all_memory() -> None:
+    add = compiled(graphs.add_relu(), TARGETS[-1])
+    for extent, error in ((1 << 22, MemoryError), (1 << 31, ArgumentError)):
+        a = np.broadcast_to(np.float32(1), (extent, 1))
+        b = np.broadcast_to(np.float32(1), (1, extent))
+        with pytest.raises(error):
+            add(a, b)

@@ -3,9 +3,9 @@
  * The same for all operators; a generated C file holds the tables of one: its inputs, outputs,
  * leaves, requirements and kernels, as entry.h declares them. Exports two tvm-ffi functions of the
  * arguments (inputs..., outputs..., and optionally the number of threads): `call` computes, `bind`
- * returns a function that computes
- * on these same arrays again and again; and `call_views`, `bind_views`, which take the address
- * of a description instead of arrays, for what DLPack cannot express.
+ * returns a function that computes on these same arrays again and again; and `call_views`,
+ * `bind_views`, which take the address of a description instead of arrays, for what DLPack cannot
+ * express.
  *
  * Nothing is written before everything is checked. An array that does not fit is an error that
  * names it; the Python runtime turns it into a full sentence.
@@ -21,7 +21,7 @@
 #include "plan.h"
 
 /* Up to so many elements a call keeps the GIL: it takes some microseconds at most, and the GIL's
- * release is 40 ns. The same number is in runtime/operator.py. */
+ * release is 30 ns. The same number is in runtime/operator.py. */
 #define FEW_ELEMENTS 8192
 
 #define EXPORT __attribute__((visibility("default")))

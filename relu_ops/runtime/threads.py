@@ -22,7 +22,7 @@ _MOST_THREADS = 256
 
 # Measured on an AMD EPYC (Zen 4), 2 cores, 2026-11-21: relu float32, interleaved, medians.
 #
-# Two threads that are awake gain from 64 KiB on (0.61 against 0.73 us; 0.98 against 1.33 us at
+# Two threads that are awake gain from 64 KiB on (0.61 against 0.73 us; 0.98 against 1.32 us at
 # twice that) and lose at a quarter of it (0.38 against 0.21 us).
 PARALLEL_BYTES = 64 * 2**10
 
