@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
-from cases import same_bits
+from cases import TARGETS, compiled, same_bits
 from onnx import TensorProto, helper
 
 from relu_ops import bundle, compiler, graphs, inspect, ir, reference, targets
@@ -83,3 +84,36 @@ def test_the_wide_target_looks_up_and_divides_nothing(tmp_path: Path) -> None:
     wide = inspect.source(path, "x86-64-v4", "assembly")
     assert ("vpermt2w" in wide or "vpermi2w" in wide) and "vdivps" not in wide
     assert "vdivps" in inspect.source(path, "x86-64-v3", "assembly")
+
+
+SLOPES = (0.01, 0.001, 0.5, 1.0, 1.996, -2.0, 1e38, -1e-38, 2.0**-133, 0.0)
+HELD = SLOPES[:7]
+
+
+@pytest.mark.parametrize("slope", (*SLOPES, np.inf, np.nan))
+def test_which_slopes_have_a_table(slope: float) -> None:
+    pattern = np.float32(slope).astype(ml_dtypes.bfloat16).view(np.uint16)
+    assert (lookup.slope_of(int(pattern)) is not None) == (slope in HELD)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("slope", SLOPES)
+def test_leaky_relu_of_every_bfloat16(slope: float, target: str) -> None:
+    model = graphs.leaky_relu(slope, dtype="bfloat16")
+    operator = compiled(model, target)
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    draw = np.random.default_rng(0)
+    # In order most vectors are all within the table or all without; shuffled, few are. Common
+    # numbers with one among them that is not make every vector one that the table misses.
+    common = draw.standard_normal(1 << 16).astype(ml_dtypes.bfloat16).view(np.uint16)
+    mixed = np.where(patterns % 32 == 5, draw.permutation(patterns), common)
+    for x in (patterns, draw.permutation(patterns), common, mixed, common[3:50], mixed[3:90]):
+        (expected,) = reference.evaluate(frontend.import_model(model), [x.view(ml_dtypes.bfloat16)])
+        assert same_bits(operator(x.view(ml_dtypes.bfloat16)), expected)
+
+
+def test_leaky_relu_of_bfloat16_looks_up(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graphs.leaky_relu(dtype="bfloat16").SerializeToString())
+    assert "vpermt2w" in inspect.source(path, "x86-64-v4", "assembly")
+    assert "vpermt2w" not in inspect.source(path, "x86-64-v3", "assembly")

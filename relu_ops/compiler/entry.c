@@ -84,9 +84,13 @@ static int shape_of(Shape* shape, Terms terms, const View* in) {
   return 0;
 }
 
+static int check_dtype(const View* view, const char* name, uint8_t code, uint8_t bits) {
+  if (view->dtype.code == code && view->dtype.bits == bits && view->dtype.lanes == 1) return 0;
+  return refuse("TypeError", name, "has the wrong dtype");
+}
+
 static int check_input(const View* view, const InputSpec* spec, int64_t* symbols) {
-  if (view->dtype.code != spec->code || view->dtype.bits != spec->bits || view->dtype.lanes != 1)
-    return refuse("TypeError", spec->name, "has the wrong dtype");
+  if (check_dtype(view, spec->name, spec->code, spec->bits)) return -1;
   if (view->rank > MAX_RANK) return refuse("ValueError", spec->name, "has too many dimensions");
   if (spec->rank < 0) return 0;
   if (view->rank != spec->rank) return refuse("ValueError", spec->name, "has the wrong rank");
@@ -118,8 +122,6 @@ static int repeats_elements(const View* view) {
 
 static int check_output(const View* view, const OutputSpec* spec, const View* in) {
   Shape shape;
-  if (view->dtype.code != spec->code || view->dtype.bits != spec->bits || view->dtype.lanes != 1)
-    return refuse("TypeError", spec->name, "has the wrong dtype");
   if (shape_of(&shape, spec->shape, in))
     return refuse("ValueError", spec->name, "has inputs that do not broadcast together");
   if (view->rank != shape.rank ||
@@ -336,6 +338,64 @@ static int has_few_elements(const View* view) {
   return elements <= FEW_ELEMENTS;
 }
 
+static int is_plain(int16_t input, int16_t rank, Seen seen) {
+  return seen.trailing == 0 && seen.block == 1 && (input >= 0 || rank == 0);
+}
+
+/* Whether the operator sees its inputs as they are, and beside them single numbers alone: then arrays
+ * of one shape are as good as vectors. */
+static int takes_vectors(void) {
+  static int known = -1; /* whoever asks first finds the same */
+  int answer = __atomic_load_n(&known, __ATOMIC_RELAXED);
+  if (answer >= 0) return answer;
+  answer = OP.requirement_count == 0;
+  for (int k = 0; k < OP.leaf_count; ++k)
+    answer &= is_plain(OP.leaves[k].input, OP.leaves[k].rank, OP.leaves[k].seen);
+  for (int k = 0; k < OP.output_count; ++k) {
+    int inputs = 0;
+    for (int t = 0; t < OP.outputs[k].shape.count; ++t) {
+      const Term* term = &OP.outputs[k].shape.terms[t];
+      answer &= is_plain(term->input, term->rank, term->seen);
+      inputs += term->input >= 0;
+    }
+    answer &= inputs > 0;
+  }
+  __atomic_store_n(&known, answer, __ATOMIC_RELAXED);
+  return answer;
+}
+
+/* Whether all arrays are compact and of one shape. */
+static int are_alike(const View* in, const View* out) {
+  const View* first = &out[0];
+  for (int k = 0; k < OP.input_count + OP.output_count; ++k) {
+    const View* view = k < OP.input_count ? &in[k] : &out[k - OP.input_count];
+    if (view->strides || view->rank != first->rank) return 0;
+    for (int32_t d = 0; d < first->rank; ++d)
+      if (view->shape[d] != first->shape[d]) return 0;
+  }
+  return 1;
+}
+
+/* Plan one pass over arrays that are alike, as a vector: what plan_pass would come to. */
+static int plan_vector(Plan* plan, const View* in, const View* out) {
+  if (is_empty(out->rank, out->shape)) {
+    plan->rank = -1;
+    return 0;
+  }
+  int64_t n = 1;
+  for (int32_t d = 0; d < out->rank; ++d) n *= out->shape[d];
+  plan->rank = n > 1;
+  plan->extent[0] = n;
+  for (int k = 0; k < OP.operand_count; ++k) {
+    const Leaf* leaf = k < OP.leaf_count ? &OP.leaves[k] : NULL;
+    const View* v = !leaf ? &out[k - OP.leaf_count] : leaf->input >= 0 ? &in[leaf->input] : NULL;
+    plan->data[k] = v ? v->data : (char*)leaf->constant;
+    plan->stride[k][0] = v != NULL;
+  }
+  plan->bytes = bytes_moved(plan);
+  return check_overlap(plan);
+}
+
 /* Check the arrays and plan the call: one pass for all outputs, or one for each where their shapes
  * do not broadcast together. `plan` has room for plans_size(). */
 static int prepare(Plan* plan, const View* in, const View* out) {
@@ -344,12 +404,17 @@ static int prepare(Plan* plan, const View* in, const View* out) {
   for (int k = 0; k < OP.symbol_count; ++k) symbols[k] = -1;
   for (int k = 0; k < OP.input_count; ++k)
     if (check_input(&in[k], &OP.inputs[k], symbols)) return -1;
-  Shape iteration = {0, {0}};
-  int apart = 0;
   plan->keeps_gil = relu_ops_device_type == kDLCPU;
   for (int k = 0; k < OP.output_count; ++k) {
-    if (check_output(&out[k], &OP.outputs[k], in)) return -1;
+    const OutputSpec* spec = &OP.outputs[k];
+    if (check_dtype(&out[k], spec->name, spec->code, spec->bits)) return -1;
     plan->keeps_gil &= has_few_elements(&out[k]);
+  }
+  if (takes_vectors() && are_alike(in, out)) return plan_vector(plan, in, out);
+  Shape iteration = {0, {0}};
+  int apart = 0;
+  for (int k = 0; k < OP.output_count; ++k) {
+    if (check_output(&out[k], &OP.outputs[k], in)) return -1;
     apart |= broadcast_into(&iteration, out[k].rank, out[k].shape, AS_IT_IS);
   }
   for (int k = 0; k < OP.requirement_count; ++k)

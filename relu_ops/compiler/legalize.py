@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from relu_ops import ir
+from relu_ops import ir, reference
+from relu_ops.compiler import lookup
 from relu_ops.semantics import DTYPES, Dtype
 
 Expr = Any
@@ -45,11 +46,18 @@ class Operand:
 
     A 16-bit float is carried as its bits (`uint16`); everything else as itself, bool as a TIR
     bool.
+
+    Attributes:
+        dtype: Its dtype.
+        expr: As it is carried.
+        float32: The value of a 16-bit float, once it was emitted.
+        pattern: The bits of a 16-bit float that is a constant.
     """
 
     dtype: str
     expr: Expr
     float32: Expr | None = None
+    pattern: int | None = None
 
     @property
     def row(self) -> Dtype:
@@ -65,17 +73,27 @@ class Emitter:
         statements: What has been emitted so far, in order.
         externs: LLVM IR of the helpers used, by name.
         native_float16: True where the target converts float16 in hardware.
-        widest_bits: The widest element bound so far.
+        has_lookup: True where it has the vectors that `lookup` is written for.
+        widest_bits: The widest element bound so far, but for rare branches of narrower results.
+        looks_up: Whether something is looked up.
     """
 
     def __init__(
-        self, lanes: int, statements: list[Any], externs: dict[str, str], native_float16: bool
+        self,
+        lanes: int,
+        statements: list[Any],
+        externs: dict[str, str],
+        *,
+        native_float16: bool,
+        has_lookup: bool = False,
     ) -> None:
         self.lanes = lanes
         self.statements = statements
         self.externs = externs
         self.native_float16 = native_float16
+        self.has_lookup = has_lookup
         self.widest_bits = 8
+        self.looks_up = False
 
     # -- basics ----------------------------------------------------------------------------
 
@@ -171,6 +189,49 @@ class Emitter:
         scale = self.floating("float32", 2.0**48)
         scaled = lambda: tirx.Mul(tirx.Mul(wide_a, scale), tirx.Mul(wide_b, scale))
         return self.tiny_exact(tirx.Mul(wide_a, wide_b), scaled)
+
+    def sloped_bfloat16(
+        self, x: Operand, slope: Operand, plain: Callable[[Operand], Operand]
+    ) -> Operand:
+        """slope * x if x < 0 else x, by a table where there is one and it holds for every lane.
+
+        Args:
+            x: A bfloat16.
+            slope: A constant one.
+            plain: The same by arithmetic.
+        """
+        table = None
+        if self.has_lookup and slope.pattern is not None:
+            table = lookup.slope_of(slope.pattern)
+        if table is None:
+            return plain(x)
+        self.looks_up = True
+        # What is widened in a branch is not there for those who did not take it: an operand apart.
+        widest, apart = self.widest_bits, Operand(x.dtype, x.expr)
+        if self.lanes < lookup.WORDS:
+            result = plain(apart)
+        else:
+            self.externs |= dict([table.results, table.misses])
+            found = tirx.call_pure_extern(self.type("uint16"), table.results[0], x.expr)
+            misses = tirx.call_pure_extern("int32", table.misses[0], x.expr)
+            is_missed = tirx.NE(misses, tirx.IntImm("int32", 0))
+            result = self._unless(is_missed, lambda: plain(apart), found)
+        self.widest_bits = max(widest, x.row.bits)
+        return result
+
+    def _unless(self, is_rare: Expr, rare: Callable[[], Operand], common: Expr) -> Operand:
+        """A bfloat16 whose bits are `common`, or what a branch for all lanes computes.
+
+        With two branches: TVM tells LLVM that a single one is very likely taken.
+        """
+        result = tirx.decl_buffer((1,), self.type("uint16"), name="result", scope="local")
+        before, self.statements = self.statements, []
+        store = tirx.BufferStore(result, rare().expr, [_ZERO])
+        rarely, self.statements = tirx.SeqStmt([*self.statements, store]), before
+        mostly = tirx.BufferStore(result, common, [_ZERO])
+        choice = tirx.IfThenElse(tirx.Not(is_rare), mostly, rarely)
+        self.statements += [tirx.AllocBuffer(result), choice]
+        return Operand("bfloat16", tirx.BufferLoad(result, [_ZERO]))
 
     def whole(self, dtype: str, x: Expr) -> Expr:
         """The nearest whole number, ties to even."""
@@ -310,19 +371,15 @@ class Emitter:
                 of every tie.
         """
         result = self.bind("float32", result)
-        rounded = tirx.decl_buffer((1,), self.type("uint16"), name="rounded", scope="local")
-        plain = self._round_bfloat16(result)
-        self.statements += [tirx.AllocBuffer(rounded), tirx.BufferStore(rounded, plain, [_ZERO])]
-        before, self.statements = self.statements, []
-        larger = self.floating("float32", 2.0**96)
-        approximate = self.bind("float32", tirx.Mul(result, larger))
-        odd = self._to_odd(result, approximate, self.bind("float32", scaled()))
-        tiny = tirx.LT(self._magnitude(result), self.integer("uint32", 0x800000))
-        exact = self.narrow("bfloat16", tirx.Select(tiny, odd, result))
-        store = tirx.BufferStore(rounded, exact.expr, [_ZERO])
-        rare, self.statements = tirx.SeqStmt([*self.statements, store]), before
-        self.statements.append(tirx.IfThenElse(self._has_subnormal(result), rare, None))
-        return Operand("bfloat16", tirx.BufferLoad(rounded, [_ZERO]))
+
+        def exact() -> Operand:
+            larger = self.floating("float32", 2.0**96)
+            approximate = self.bind("float32", tirx.Mul(result, larger))
+            odd = self._to_odd(result, approximate, self.bind("float32", scaled()))
+            tiny = tirx.LT(self._magnitude(result), self.integer("uint32", 0x800000))
+            return self.narrow("bfloat16", tirx.Select(tiny, odd, result))
+
+        return self._unless(self._has_subnormal(result), exact, self._round_bfloat16(result))
 
     def _magnitude(self, x: Expr) -> Expr:
         return self.bits("uint32", x) & self.integer("uint32", 0x7FFFFFFF)
@@ -352,9 +409,8 @@ class Emitter:
         element = array.reshape(())
         if row.is_narrow_float:
             pattern = int(element.view(np.uint16))
-            return Operand(
-                dtype, self.integer("uint16", pattern), self.floating("float32", float(element))
-            )
+            value = self.floating("float32", float(element))
+            return Operand(dtype, self.integer("uint16", pattern), value, pattern)
         if row.kind == "bool":
             return Operand(dtype, self.splat(tirx.IntImm("bool", int(element))))
         if not row.is_float:
@@ -490,8 +546,17 @@ def _is_negative(e: Emitter, x: Operand) -> Expr:
 
 def leaky_relu(e: Emitter, x: Operand, *, alpha: float) -> Operand:
     """alpha * x if x < 0 else x: never a maximum, which only holds for alpha <= 1."""
-    slope = cast(e, e.constant(np.asarray(np.float32(alpha)), "float32"), to=x.dtype)
-    return e.select(_is_negative(e, x), mul(e, slope, x), x)
+    slope = _attribute(e, alpha, x.dtype)
+    plain = lambda x: e.select(_is_negative(e, x), mul(e, slope, x), x)
+    return e.sloped_bfloat16(x, slope, plain) if x.dtype == "bfloat16" else plain(x)
+
+
+def _attribute(e: Emitter, value: float, dtype: str) -> Operand:
+    """A float32 attribute in the dtype of the input that it meets, rounded once."""
+    number = np.asarray(np.float32(value))
+    if np.isnan(number):
+        return cast(e, e.constant(number, "float32"), to=dtype)
+    return e.constant(reference.cast(number, to=dtype), dtype)
 
 
 def prelu(e: Emitter, x: Operand, slope: Operand) -> Operand:
@@ -500,7 +565,7 @@ def prelu(e: Emitter, x: Operand, slope: Operand) -> Operand:
 
 def thresholded_relu(e: Emitter, x: Operand, *, alpha: float) -> Operand:
     """x if x > alpha else 0: NaN compares as not greater and gives 0."""
-    threshold = cast(e, e.constant(np.asarray(np.float32(alpha)), "float32"), to=x.dtype)
+    threshold = _attribute(e, alpha, x.dtype)
     return e.select(tirx.GT(e.widened(x), e.widened(threshold)), x, e.zero(x.dtype))
 
 
