@@ -6,6 +6,7 @@ The arithmetic of its kernels is in test_cuda_simulated.py; what needs a device 
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -509,6 +510,18 @@ def test_what_is_refused(
 ) -> None:
     with pytest.raises(kind, match=message):
         leaky(*inputs, out=out)
+
+
+def test_nothing_is_written_to_where_there_are_no_elements(leaky: CudaOperator) -> None:
+    out = Array(np.broadcast_to(F32[:0, None], (0, 4)))
+    assert out.data.strides[1] == 0
+    assert leaky(Array(F32[:0, None].repeat(4, 1)), out=out) is out
+
+
+def test_pickle_keeps_the_device(leaky: CudaOperator) -> None:
+    twin = pickle.loads(pickle.dumps(leaky))
+    assert isinstance(twin, CudaOperator)
+    assert (twin.device, twin.target) == (leaky.device, leaky.target)
 
 
 def test_what_the_driver_refuses_names_device_and_architecture(

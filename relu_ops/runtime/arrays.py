@@ -8,7 +8,7 @@ passes it by address. Nothing of the caller's is written but `out`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -249,13 +249,21 @@ def check_out(out: Any, spec: Tensor, shape: tuple[int, ...], operator: str) -> 
         raise ArgumentError(f"{what}.shape must be {shape} (not {array.shape})")
     if not array.flags.writeable:
         raise ArgumentError(f"{what} is read-only", "pass a writable array, or leave out away")
-    alone = all(d < 2 or s for d, s in zip(array.shape, array.strides, strict=True))
-    if array.size and not alone:
+    if repeats_elements(array.shape, array.strides):
         raise ArgumentError(
             f"{what} has several elements in one place (strides {array.strides})",
             "pass an array whose elements lie apart",
         )
     return array
+
+
+def repeats_elements(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """True where an array has several elements in one place: a dimension that does not move.
+
+    >>> repeats_elements((4, 3), (0, 4)), repeats_elements((1, 3), (0, 4))
+    (True, False)
+    """
+    return 0 not in shape and any(d > 1 and not s for d, s in zip(shape, strides, strict=True))
 
 
 def allocate(spec: Tensor, shape: tuple[int, ...], like: Sequence[Any]) -> tuple[Any, np.ndarray]:
@@ -304,9 +312,21 @@ def apart_from(array: np.ndarray, outs: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def describe(arrays: Sequence[np.ndarray], dtypes: Sequence[str]) -> np.ndarray:
-    """The description of arrays that compiler/entry.c reads: see prepare_from_description."""
+    """The description of arrays in the CPU's memory."""
+    return pack(
+        (x.ctypes.data, dtype, 0, x.shape, [s // x.dtype.itemsize for s in x.strides])
+        for x, dtype in zip(arrays, dtypes, strict=True)
+    )
+
+
+def pack(rows: Iterable[tuple[int, str, int, Sequence[int], Sequence[int]]]) -> np.ndarray:
+    """The description of arrays that compiler/entry.c reads: see prepare_from_description.
+
+    Args:
+        rows: Of each array its address, its dtype, the number of its device, its shape and its
+            strides in elements.
+    """
     words: list[int] = []
-    for array, dtype in zip(arrays, dtypes, strict=True):
-        words += [array.ctypes.data, *dlpack_type(dtype), 0, array.ndim, *array.shape]
-        words += [s // array.dtype.itemsize for s in array.strides]
-    return np.array(words, dtype=np.uint64 if max(words, default=0) >= 2**63 else np.int64)
+    for address, dtype, device, shape, strides in rows:
+        words += [address, *dlpack_type(dtype), device, len(shape), *shape, *strides]
+    return np.array(words, np.int64)

@@ -15,13 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from relu_ops import bundle as bundles
 from relu_ops.bundle import Bundle, Tensor
 from relu_ops.errors import ArgumentError, ArgumentTypeError, DeviceError
 from relu_ops.runtime import arrays, driver
 from relu_ops.runtime.library import tvm_ffi
 from relu_ops.runtime.operator import Operator
-from relu_ops.semantics import DTYPES, dlpack_type
+from relu_ops.semantics import DTYPES
 from relu_ops.targets import Target
 
 _REFUSALS = (TypeError, ValueError, BufferError, RuntimeError)
@@ -306,11 +305,7 @@ class CudaOperator(Operator):
         return CudaBoundCall(call, function, follows=stream is None)
 
     def _adapted(self, inputs: Sequence[Any], out: Any, stream: Any) -> Adapted:
-        if len(inputs) != len(self.inputs):
-            names = ", ".join(tensor.name for tensor in self.inputs)
-            raise ArgumentTypeError(
-                f"{self.name} takes {len(self.inputs)} inputs ({names}), not {len(inputs)}"
-            )
+        self._check_input_count(inputs)
         given = self._outs(out)
         named = [*zip(self.inputs, inputs, strict=True)]
         named += [(t, x) for t, x in zip(self.outputs, given, strict=True) if x is not None]
@@ -346,7 +341,10 @@ class CudaOperator(Operator):
             kind,
             device,
             handle,
-            _describe([*views[: len(inputs)], *results]),
+            arrays.pack(
+                (view.address, view.dtype, view.device or 0, view.shape, view.strides)
+                for view in [*views[: len(inputs)], *results]
+            ),
             tuple(inputs),
             returned[0] if self._single else tuple(returned),
         )
@@ -402,34 +400,15 @@ class CudaOperator(Operator):
             raise ArgumentError(f"{what}.shape must be {shape} (not {view.shape})")
         if (reason := kind.why_not_written(out)) is not None:
             raise ArgumentError(f"{what} {reason}", "leave out away")
-        if any(s == 0 and e > 1 for s, e in zip(view.strides, view.shape, strict=True)):
+        if arrays.repeats_elements(view.shape, view.strides):
             raise ArgumentError(f"{what} has several elements in one place, and cannot be written")
 
     def __repr__(self) -> str:
         return super().__repr__()[:-1] + f", device={self.device}>"
 
     def __reduce__(self) -> tuple[Callable[..., Operator], tuple[Any, ...]]:
-        held = self.bundle
-        contents = dict(held.contents)
-        return _restored, (str(held.path), held.encoded, contents, self.target.name, self._number)
-
-
-def _restored(
-    path: str, encoded: bytes, contents: dict[str, bytes], target: str, number: int
-) -> Operator:
-    from relu_ops.runtime import dispatch
-
-    held = bundles.from_contents(path, encoded, contents)
-    return dispatch.operator_of(held, target=target, number=number)
-
-
-def _describe(views: Sequence[View]) -> np.ndarray:
-    """The description of arrays that compiler/entry.c reads: see prepare_from_description."""
-    words: list[int] = []
-    for view in views:
-        words += [view.address, *dlpack_type(view.dtype), view.device or 0, len(view.shape)]
-        words += [*view.shape, *view.strides]
-    return np.array(words, np.int64)
+        restore, arguments = super().__reduce__()
+        return restore, (*arguments, self._number)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -168,11 +168,7 @@ class Operator:
         self, inputs: Sequence[Any], out: Any
     ) -> tuple[list[np.ndarray], list[np.ndarray], Any]:
         """Check everything; return arrays that the kernel can take, and what the caller gets."""
-        if len(inputs) != len(self.inputs):
-            names = ", ".join(tensor.name for tensor in self.inputs)
-            raise ArgumentTypeError(
-                f"{self.name} takes {len(self.inputs)} inputs ({names}), not {len(inputs)}"
-            )
+        self._check_input_count(inputs)
         views = [
             arrays.as_numpy(x, tensor, self.name)
             for x, tensor in zip(inputs, self.inputs, strict=True)
@@ -192,6 +188,13 @@ class Operator:
         ]
         returned = tuple(one for one, _ in pairs)
         return views, results, returned[0] if self._single else returned
+
+    def _check_input_count(self, inputs: Sequence[Any]) -> None:
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(tensor.name for tensor in self.inputs)
+            raise ArgumentTypeError(
+                f"{self.name} takes {len(self.inputs)} inputs ({names}), not {len(inputs)}"
+            )
 
     def _outs(self, out: Any) -> Sequence[Any]:
         if out is None:
@@ -254,9 +257,15 @@ def _thread_count(threads: int | None) -> tuple[int, ...]:
     return () if threads is None else (check_count("threads", threads),)
 
 
-def _restored(path: str, encoded: bytes, contents: dict[str, bytes], target: str) -> Operator:
+def _restored(
+    path: str,
+    encoded: bytes,
+    contents: dict[str, bytes],
+    target: str,
+    number: int | None = None,
+) -> Operator:
     """Unpickle: the files are checked against the manifest as if they came from a directory."""
     from relu_ops.runtime import dispatch
 
     held = bundles.from_contents(path, encoded, contents)
-    return dispatch.operator_of(held, target=target)
+    return dispatch.operator_of(held, target=target, number=number)
