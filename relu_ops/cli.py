@@ -245,13 +245,6 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _threads(text: str) -> int:
-    """Parse a number of threads, for argparse."""
-    if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= int(text) <= 256):
-        raise argparse.ArgumentTypeError(f"must be 1 to 256 (not {text!r})")
-    return int(text)
-
-
 _Option = tuple[tuple[str, ...], dict[str, Any]]
 
 _JSON: _Option = (("--json",), {"action": "store_true", "help": "print JSON"})
@@ -334,7 +327,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("--target",), _MANY | {"help": "a target by name; default: native"}),
             (("--size",), _MANY | {"type": _count, "help": "elements"}),
             (("--dtype",), _MANY | {"help": "a dtype of the cases; default: the first of each"}),
-            (("--threads",), {"type": _threads, "help": "how many threads everybody may use"}),
+            (("--threads",), {"help": "how many threads everybody may use"}),
             (("--peer",), _MANY | {"help": "who takes part; default: all that are installed"}),
             (
                 ("--mode",),

@@ -495,6 +495,9 @@ def test_bench_refuses(run: Run, tmp_path: Path) -> None:
     code, out, err = run("bench", "--graph", "gelu")
     assert (code, out) == (2, "")
     assert err.startswith("relu-ops: bench: case must be one of relu, ")
+    for count in ("", "0", "257", "2\n", "\u0662"):
+        refusal = f"relu-ops: bench: threads must be 1 to 256 (not {count!r})\n"
+        assert run("bench", "--threads", count) == (2, "", refusal)
     assert run("bench", "--show", missing) == (2, "", message)
 
 

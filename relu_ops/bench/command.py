@@ -51,8 +51,12 @@ def groups(options: argparse.Namespace) -> tuple[list[Group], Settings, runner.M
         options.mode or (WARM,),
         options.peer or (),
     )
-    count = options.threads or thread_settings.default_threads()
-    settings = Settings(threads=count, **(runner.QUICK if options.quick else {}))
+    settings = Settings(
+        threads=thread_settings.default_threads()
+        if options.threads is None
+        else thread_settings.parse_count("bench: threads", options.threads),
+        **(runner.QUICK if options.quick else {}),
+    )
     return planned, settings, make
 
 

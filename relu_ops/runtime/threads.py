@@ -82,10 +82,17 @@ def default_threads() -> int:
         ArgumentError: The variable is not a number from 1 to 256.
     """
     text = os.environ.get(THREADS_VARIABLE, "")
-    if not text:
-        return usable_threads()
+    return parse_count(THREADS_VARIABLE, text) if text else usable_threads()
+
+
+def parse_count(what: str, text: str) -> int:
+    """A number of threads, as it was written.
+
+    Raises:
+        ArgumentError: It is not a number from 1 to 256.
+    """
     if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= _MOST_THREADS:
-        raise ArgumentError(f"{THREADS_VARIABLE} must be 1 to {_MOST_THREADS} (not {text!r})")
+        raise ArgumentError(f"{what} must be 1 to {_MOST_THREADS} (not {text!r})")
     return int(text)
 
 
