@@ -685,6 +685,9 @@ def test_a_fresh_process() -> None:
 def test_installed_sizes() -> None:
     alone, with_numpy = process.installed_bytes("numpy"), process.installed_bytes("relu_ops")
     assert 10e6 < alone < with_numpy < alone + 100e6
+    assert "numpy" in {process._name(need) for need in process._own_needs(process._PROJECT)}
+    with pytest.raises(errors.MissingDependencyError, match="what it needs cannot be read from"):
+        process._own_needs(process._PROJECT.with_name("missing.toml"))
     assert process._applies("a>1") and not process._applies('a; extra == "test"')
 
 

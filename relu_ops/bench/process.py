@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from typing import Any
 
 from relu_ops.bench import litert, peers, record
 from relu_ops.bench.record import Process
+from relu_ops.errors import MissingDependencyError
 
 ROUNDS = 5
 BUILDS = 5
 ESTIMATED_SECONDS = 75
 _TIMEOUT_SECONDS = 180
+_PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 _BEFORE = """
 import sys
@@ -212,19 +215,36 @@ def _closure(package: str) -> set[str]:
     pending = [package]
     while pending:
         name = re.sub(r"[-_.]+", "-", pending.pop()).lower()
-        try:
-            needs = importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:
-            # relu_ops run from its source tree is not installed: what it needs is known.
-            needs = _OWN_NEEDS if name == "relu-ops" else []
-        if name in found:
-            continue
-        found.add(name)
-        pending += [_name(need) for need in needs if _applies(need)]
+        if name not in found:
+            found.add(name)
+            pending += [_name(need) for need in _needs(name) if _applies(need)]
     return found - {"relu-ops"}
 
 
-_OWN_NEEDS = ["apache-tvm-ffi", "filelock", "ml_dtypes", "msgspec", "numpy", "platformdirs"]
+def _needs(name: str) -> list[str]:
+    """The requirements of a package, by normalized name; none of one that is not installed.
+
+    Raises:
+        MissingDependencyError: It is relu_ops itself, neither installed nor run from its source
+            tree: a size without what it needs would be wrong.
+    """
+    try:
+        return importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return _own_needs(_PROJECT) if name == "relu-ops" else []
+
+
+def _own_needs(project: Path) -> list[str]:
+    try:
+        text = project.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MissingDependencyError(
+            f"bench: relu_ops is not installed, and what it needs cannot be read from {project}: "
+            f"{error.strerror}",
+            "install relu_ops with pip, or run it from its source tree",
+        ) from error
+    needs: list[str] = tomllib.loads(text)["project"]["dependencies"]
+    return needs
 
 
 def _name(requirement: str) -> str:
