@@ -239,6 +239,16 @@ def native(machine: Machine | None = None) -> Target:
     return choose(CPU_TARGETS, machine)
 
 
+def runnable(machine: Machine | None = None) -> tuple[str, ...]:
+    """The CPU targets that a machine runs, the plainest first.
+
+    >>> runnable(Machine("x86_64", flags=frozenset(_V2))), runnable(Machine("aarch64"))
+    (('x86-64-v2',), ())
+    """
+    machine = this_machine() if machine is None else machine
+    return tuple(name for name in CPU_TARGETS if why_not(parse(name), machine) is None)
+
+
 def choose(names: Iterable[str], machine: Machine) -> Target:
     """Choose the best of several targets for the CPU of a machine.
 

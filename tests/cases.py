@@ -18,11 +18,7 @@ from relu_ops.runtime import dispatch
 from relu_ops.runtime.operator import Operator
 from relu_ops.semantics import DTYPES, dtype_name
 
-TARGETS: tuple[str, ...] = tuple(
-    name
-    for name in targets.CPU_TARGETS
-    if targets.why_not(targets.parse(name), targets.this_machine()) is None
-)
+TARGETS = targets.runnable()
 """The CPU targets that this machine runs, the plainest first."""
 
 FLOATS = tuple(name for name, row in DTYPES.items() if row.is_float)

@@ -104,9 +104,7 @@ def committed(levels: Sequence[str] | None = None) -> list[Group]:
     Args:
         levels: Targets by name, the best first; all that run here by default.
     """
-    machine = targets.this_machine()
-    known = [n for n in targets.CPU_TARGETS if targets.why_not(targets.parse(n), machine) is None]
-    best, *others = levels or known[::-1]
+    best, *others = levels or targets.runnable()[::-1]
     every = list(CASES.values())
     planned = [
         replace(group, modes=MODES)

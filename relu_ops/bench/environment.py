@@ -27,11 +27,7 @@ def machine() -> dict[str, Any]:
         "cpu": probed.cpu,
         "architecture": probed.architecture,
         "flags": sorted(probed.flags),
-        "levels": [
-            name
-            for name in targets.CPU_TARGETS
-            if targets.why_not(targets.parse(name), probed) is None
-        ],
+        "levels": list(targets.runnable(probed)),
         "caches": _caches(),
         "processors": os.cpu_count(),
         "affinity": sorted(os.sched_getaffinity(0)),
