@@ -8,19 +8,18 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import same_bits
+from cases import compiled, same_bits
 
-from relu_ops import bundle, compiler, graphs
+from relu_ops import graphs
 from relu_ops.errors import ArgumentError, ArgumentTypeError
-from relu_ops.runtime import dispatch, headers, library, threads
+from relu_ops.runtime import headers, library, threads
 from relu_ops.runtime.operator import Operator
 
 DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int8, np.int64)
 
 
 def operator(dtype: type) -> Operator:
-    manifest, contents = compiler.make(graphs.relu(dtype=np.dtype(dtype).name), ["native"])
-    return dispatch.operator_of(bundle.from_contents("relu", bundle.encode(manifest), contents))
+    return compiled(graphs.relu(dtype=np.dtype(dtype).name), "native")
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=lambda d: np.dtype(d).name)

@@ -9,10 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from cases import fresh
 
 from relu_ops import bundle, compiler, graphs
 from relu_ops.errors import BundleError
-from relu_ops.runtime import dispatch, library
+from relu_ops.runtime import library
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +123,7 @@ def test_names_are_printable_wherever_they_are_shown() -> None:
     model = graphs.scale_bias_leaky_relu()
     model.graph.name = "evil\x1b[2J"
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "rows\x07"
-    manifest, contents = compiler.make(model, ["x86-64-v2"])
-    held = bundle.from_contents("memory", bundle.encode(manifest), contents)
-    op = dispatch.operator_of(held)
+    op = fresh(model, "x86-64-v2")
     assert repr(op).startswith("<relu_ops.Operator evil\\x1b[2J(x: float32[rows\\x07, channels], ")
     with pytest.raises(TypeError) as caught:
         op(1)

@@ -10,9 +10,8 @@ import pytest
 from cases import TARGETS, compiled, same_bits
 from onnx import TensorProto, helper
 
-from relu_ops import bundle, compiler, graphs, inspect, ir, reference, targets
+from relu_ops import graphs, inspect, ir, reference
 from relu_ops.compiler import frontend, lookup
-from relu_ops.runtime import dispatch
 
 QUANTIZED = [name for name in graphs.MODELS if name.startswith("quantized")]
 
@@ -59,16 +58,10 @@ def test_shapes_that_a_table_takes() -> None:
     assert lookup.table_of(byte_chain()) is None  # a scalar is no loop
 
 
-@pytest.mark.parametrize("target", targets.CPU_TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_every_byte_at_every_length(name: str, target: str) -> None:
-    reason = targets.why_not(targets.parse(target), targets.this_machine())
-    if reason:
-        pytest.skip(reason)
-    manifest, contents = compiler.make(graphs.MODELS[name](), [target])
-    operator = dispatch.operator_of(
-        bundle.from_contents("made", bundle.encode(manifest), contents), target=target
-    )
+    operator = compiled(graphs.MODELS[name](), target)
     dtype = np.dtype(operator.inputs[0].dtype)
     draw = np.random.default_rng(0)
     for length in [*range(1, 260), 1000, 4096]:

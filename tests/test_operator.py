@@ -28,8 +28,9 @@ import ml_dtypes
 import numpy as np
 import onnx.parser
 import pytest
+from cases import fresh
 
-from relu_ops import bundle, compiler, graphs, targets
+from relu_ops import bundle, graphs, targets
 from relu_ops.errors import ArgumentError, ArgumentTypeError, BundleError
 from relu_ops.runtime import dispatch, library, threads
 from relu_ops.runtime.operator import Operator
@@ -43,26 +44,19 @@ NATIVE = targets.native().name
 DRAW_SEED = 5
 
 
-def held_in_memory(model: onnx.ModelProto) -> Operator:
-    manifest, contents = compiler.make(model, NATIVE)
-    held = bundle.from_contents("memory", bundle.encode(manifest), contents)
-    return dispatch.operator_of(held)
-
-
 def parsed(text: str) -> Operator:
-    return held_in_memory(
-        onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}')
-    )
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}')
+    return fresh(model, NATIVE)
 
 
 @pytest.fixture(scope="module")
 def relu() -> Operator:
-    return held_in_memory(graphs.relu())
+    return fresh(graphs.relu(), NATIVE)
 
 
 @pytest.fixture(scope="module")
 def leaky() -> Operator:
-    return held_in_memory(graphs.leaky_relu(alpha=0.1))
+    return fresh(graphs.leaky_relu(alpha=0.1), NATIVE)
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +254,7 @@ def test_numbers_and_sequences(relu: Operator, given: Any, expected: np.ndarray)
 
 def test_numpy_scalars_of_every_dtype() -> None:
     for name in graphs.dtypes("relu"):
-        op = held_in_memory(graphs.relu(name))
+        op = fresh(graphs.relu(name), NATIVE)
         scalar = DTYPES[name].numpy.type(5)
         assert_same(op(scalar), np.array(5, DTYPES[name].numpy))
         assert_same(op([5, -5]), np.array([5, 0], DTYPES[name].numpy))
@@ -288,7 +282,7 @@ def test_numpy_scalars_of_every_dtype() -> None:
     ids=repr,
 )
 def test_what_is_no_array_of_the_dtype(given: Any, kind: type[Exception], message: str) -> None:
-    op = held_in_memory(graphs.relu("int8"))
+    op = fresh(graphs.relu("int8"), NATIVE)
     refused(kind, message, lambda: op(given))
 
 
@@ -386,7 +380,7 @@ def test_broadcast_views(relu: Operator) -> None:
 
 
 def test_inputs_that_broadcast() -> None:
-    op = held_in_memory(graphs.maxout(2))
+    op = fresh(graphs.maxout(2), NATIVE)
     a, b = draw(12).reshape(3, 1, 4)[:, :, ::-1], draw(10).reshape(5, 2)[:, :1]
     wanted = np.where(np.isnan(a) | (a >= b), a, b)
     assert_same(op(a, b), wanted)
@@ -471,7 +465,7 @@ def test_every_byte_offset_with_streaming_stores_and_threads(
 
 @pytest.mark.parametrize("dtype", graphs.dtypes("relu"))
 def test_every_byte_offset_of_every_dtype(dtype: str) -> None:
-    op = held_in_memory(graphs.relu(dtype))
+    op = fresh(graphs.relu(dtype), NATIVE)
     x = draw(67, dtype)
     expected = op(x)
     for offset in range(64):
@@ -529,7 +523,7 @@ def test_out_that_is_the_input_turned_round(relu: Operator) -> None:
 
 
 def test_bfloat16_arrays() -> None:
-    op = held_in_memory(graphs.leaky_relu(alpha=0.5, dtype="bfloat16"))
+    op = fresh(graphs.leaky_relu(alpha=0.5, dtype="bfloat16"), NATIVE)
     x = np.array([-1, 2, -0.0, np.inf, -np.inf, 1e-40], ml_dtypes.bfloat16)
     expected = np.array([-0.5, 2, -0.0, np.inf, -np.inf, 1e-40], ml_dtypes.bfloat16)
     assert_same(op(x), expected)
@@ -710,7 +704,7 @@ def test_wrong_shapes() -> None:
 
 
 def test_shapes_that_do_not_broadcast() -> None:
-    op = held_in_memory(graphs.maxout(2))
+    op = fresh(graphs.maxout(2), NATIVE)
     refused(
         ArgumentError,
         "maxout: these shapes do not broadcast together: x0 (2,), x1 (3,)",
@@ -1037,7 +1031,7 @@ def test_torch_in_place_with_a_storage_offset(relu: Operator, torch: Any) -> Non
 
 
 def test_torch_bfloat16(torch: Any) -> None:
-    op = held_in_memory(graphs.relu("bfloat16"))
+    op = fresh(graphs.relu("bfloat16"), NATIVE)
     x = torch.tensor([-1.0, 2.5, 3.0], dtype=torch.bfloat16)
     y = op(x[1:])
     assert y.dtype == torch.bfloat16 and y.tolist() == [2.5, 3.0]

@@ -13,29 +13,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from cases import TARGETS, compiled_everywhere
 from onnx import TensorProto, helper
 
-from relu_ops import bundle as bundles
-from relu_ops import compiler, graphs, reference, semantics, targets
+from relu_ops import compiler, graphs, reference, semantics
 from relu_ops.compiler import frontend, legalize
-from relu_ops.runtime import dispatch
-from relu_ops.runtime.operator import Operator
 from relu_ops.semantics import DTYPES, OPERATORS, PRIMITIVES
 from relu_ops.verification import same, special_values
 
 SLOPES = (0, 0.001, -0.001, 0.01, -0.01, 0.1, 0.25, 0.3, 0.5, 1, 1.3, 2, -1, -0.25, 6e-8)
 NARROW = ("float16", "bfloat16")
-HERE = [
-    name
-    for name in targets.CPU_TARGETS
-    if targets.why_not(targets.parse(name), targets.this_machine()) is None
-]
-
-
-def operators_of(model: object) -> dict[str, Operator]:
-    manifest, contents = compiler.make(model, HERE)
-    bundle = bundles.from_contents("memory", bundles.encode(manifest), contents)
-    return {name: dispatch.operator_of(bundle, target=name) for name in HERE}
 
 
 def every_pattern(dtype: str) -> np.ndarray:
@@ -48,7 +35,7 @@ def assert_same(ours: np.ndarray, theirs: np.ndarray, what: str) -> None:
 
 
 def test_some_target_runs_here() -> None:
-    assert HERE
+    assert TARGETS
 
 
 def test_every_primitive_has_a_reference_and_a_lowering() -> None:
@@ -129,7 +116,7 @@ def test_every_pattern_of_the_narrow_floats(graph: str, dtype: str) -> None:
     x = every_pattern(dtype)
     model = graphs.GRAPHS[graph](dtype=dtype)
     (expected,) = reference.evaluate(frontend.import_model(model), [x])
-    for name, operator in operators_of(model).items():
+    for name, operator in compiled_everywhere(model).items():
         assert_same(operator(x), expected, name)
 
 
@@ -139,7 +126,7 @@ def test_every_pattern_of_the_narrow_floats_at_every_slope(alpha: float, dtype: 
     x = every_pattern(dtype)
     model = graphs.leaky_relu(alpha=alpha, dtype=dtype)
     expected = reference.apply("LeakyRelu", [x], {"alpha": float(np.float32(alpha))})
-    for name, operator in operators_of(model).items():
+    for name, operator in compiled_everywhere(model).items():
         assert_same(operator(x), expected, name)
 
 
@@ -158,7 +145,7 @@ def test_every_pattern_of_the_other_one_input_operators(operator: str, dtype: st
     model = one_node(operator, dtype, "x", opset=22)
     x = every_pattern(dtype)
     (expected,) = reference.evaluate(frontend.import_model(model), [x])
-    for name, compiled in operators_of(model).items():
+    for name, compiled in compiled_everywhere(model).items():
         assert_same(compiled(x), expected, name)
 
 
@@ -168,7 +155,7 @@ def test_pairs_of_narrow_floats(operator: str, dtype: str) -> None:
     """Special values and subnormals against every pattern."""
     model = one_node(operator, dtype, "ab", opset=18)
     imported = frontend.import_model(model)
-    compiled = operators_of(model)
+    compiled = compiled_everywhere(model)
     a = every_pattern(dtype)
     for b in special_values(dtype)[::3]:
         pairs = [a, np.full_like(a, b)]
@@ -181,9 +168,8 @@ def test_pairs_of_narrow_floats(operator: str, dtype: str) -> None:
 def test_float32_sample(alpha: float) -> None:
     """Every 1,021st pattern of float32; all of them behind the marker."""
     x = np.arange(0, 1 << 32, 1021, dtype=np.uint32).view(np.float32)
-    compiled = {**operators_of(graphs.leaky_relu(alpha=alpha))}
     expected = reference.apply("LeakyRelu", [x], {"alpha": float(np.float32(alpha))})
-    for name, operator in compiled.items():
+    for name, operator in compiled_everywhere(graphs.leaky_relu(alpha=alpha)).items():
         assert_same(operator(x), expected, name)
 
 
@@ -198,5 +184,5 @@ def test_float32_every_pattern(graph: str) -> None:
 
 
 def test_semantics_version_is_in_the_bundle() -> None:
-    manifest, _ = compiler.make(graphs.relu(), HERE[:1])
+    manifest, _ = compiler.make(graphs.relu(), TARGETS[:1])
     assert manifest.semantics == semantics.SEMANTICS_VERSION

@@ -11,22 +11,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from cases import TARGETS, compiled
 
 import relu_ops
-from relu_ops import bundle as bundles
-from relu_ops import compiler, graphs, reference, targets
+from relu_ops import graphs, reference
 from relu_ops.compiler import frontend
 from relu_ops.errors import ArgumentError, ArgumentTypeError
-from relu_ops.runtime import dispatch, library, threads
-from relu_ops.runtime.operator import Operator
+from relu_ops.runtime import library, threads
 from relu_ops.runtime.threads import Settings
 from relu_ops.verification import random_values, same
 
-HERE = [
-    name
-    for name in targets.CPU_TARGETS
-    if targets.why_not(targets.parse(name), targets.this_machine()) is None
-]
 NEVER = 1 << 62
 MODES = {
     "two threads": Settings(2, 0, NEVER),
@@ -43,19 +37,13 @@ def restore() -> Iterator[None]:
     library.configure_all(threads.settings())
 
 
-def operator_of(model: object, target: str) -> Operator:
-    manifest, contents = compiler.make(model, [target])
-    bundle = bundles.from_contents("memory", bundles.encode(manifest), contents)
-    return dispatch.operator_of(bundle, target=target)
-
-
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("target", HERE)
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 def test_no_bit_changes_and_no_guard_word(target: str, dtype: str, mode: str) -> None:
     model = graphs.relu(dtype=dtype)
     graph = frontend.import_model(model)
-    operator = operator_of(model, target)
+    operator = compiled(model, target)
     library.configure_all(MODES[mode])
     draw = np.random.default_rng(0)
     for size in SIZES:
@@ -80,8 +68,8 @@ def test_broadcast_chains(layout: str, mode: str) -> None:
     }[layout]
     inputs = [draw.standard_normal(s, np.float32) for s in shapes]
     (expected,) = reference.evaluate(graph, inputs)
-    for target in HERE:
-        operator = operator_of(model, target)
+    for target in TARGETS:
+        operator = compiled(model, target)
         library.configure_all(MODES[mode])
         assert same(operator(*inputs), expected).all()
         view = np.asfortranarray(inputs[0])
@@ -103,8 +91,8 @@ def test_blocked_quantization(axis: int) -> None:
     x = draw.integers(-128, 128, shape, np.int8)
     scale = draw.standard_normal(blocks, np.float32)
     expected = x * np.repeat(scale, block, axis)
-    for target in HERE:
-        operator = operator_of(model, target)
+    for target in TARGETS:
+        operator = compiled(model, target)
         assert same(operator(x, scale), expected).all()
         flipped = np.asfortranarray(x)[::-1], scale[::-1]
         assert same(operator(*flipped), expected[::-1]).all()
@@ -112,7 +100,7 @@ def test_blocked_quantization(axis: int) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_in_place(mode: str) -> None:
-    operator = operator_of(graphs.leaky_relu(alpha=0.5), HERE[-1])
+    operator = compiled(graphs.leaky_relu(alpha=0.5), TARGETS[-1])
     library.configure_all(MODES[mode])
     x = np.linspace(-5, 5, 70_001, dtype=np.float32)
     expected = np.where(x < 0, np.float32(0.5) * x, x)
@@ -121,7 +109,7 @@ def test_in_place(mode: str) -> None:
 
 
 def test_many_callers_at_once() -> None:
-    operator = operator_of(graphs.relu(), HERE[-1])
+    operator = compiled(graphs.relu(), TARGETS[-1])
     library.configure_all(MODES["two threads"])
     x = np.linspace(-5, 5, 50_000, dtype=np.float32)
     expected = np.where(x < 0, np.float32(0), x)
@@ -231,7 +219,7 @@ def test_interruption_leaves_the_pool_usable() -> None:
 
 
 def _interrupt_calls() -> None:
-    operator = operator_of(graphs.relu(), HERE[-1])
+    operator = compiled(graphs.relu(), TARGETS[-1])
     library.configure_all(MODES["two threads"])
     x = np.zeros(1 << 22, np.float32)
     timer = threading.Timer(0.02, lambda: os.kill(os.getpid(), signal.SIGINT))
