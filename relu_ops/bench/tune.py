@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from relu_ops.runtime.threads import Settings
 
 GAIN = 0.03
 NEVER = 2**61
-_ROUNDS = 21
+_ROUNDS = 22
 _SAMPLE_SECONDS = 1e-3
 _IDLE_SECONDS = 1e-3
 _BYTES_PER_ELEMENT = 8  # read and written
@@ -91,17 +91,12 @@ def _wins(operator: Operator, name: str, size: int, count: int) -> bool:
     }[name]
     x = np.ones(size // _BYTES_PER_ELEMENT, np.float32)
     call = operator.bind(x, out=np.empty_like(x))
-    seconds = {settings: list(_samples(call, settings, sample)) for settings in (plain, way)}
+    seconds: dict[Settings, list[float]] = {plain: [], way: []}
     for _ in range(_ROUNDS):
-        for settings in (plain, way):
-            seconds[settings] += _samples(call, settings, sample)
-    medians = [statistics.median(seconds[settings]) for settings in (plain, way)]
-    return medians[1] < medians[0] * (1 - GAIN)
-
-
-def _samples(call: Callable[[], Any], settings: Settings, sample: Sampler) -> Iterator[float]:
-    library.configure_all(settings)
-    yield sample(call)
+        for settings, found in seconds.items():
+            library.configure_all(settings)
+            found.append(sample(call))
+    return statistics.median(seconds[way]) < statistics.median(seconds[plain]) * (1 - GAIN)
 
 
 def _busy(call: Callable[[], Any]) -> float:
