@@ -6,6 +6,8 @@ mistake and a broken invariant are different kinds: whatever is not a `ReluOpsEr
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 class ReluOpsError(Exception):
     """The base of every error that relu_ops raises on purpose.
@@ -62,6 +64,25 @@ class CacheError(ReluOpsError, OSError):
 
 class MissingDependencyError(ReluOpsError, ImportError):
     """An optional package is needed for what was asked, and is not installed."""
+
+
+def choice(
+    what: str, value: str, allowed: Collection[str], error: type[ReluOpsError] = ArgumentError
+) -> str:
+    """Return a name that is one of those allowed.
+
+    Args:
+        what: What it names, as the subject of the message.
+        value: The name.
+        allowed: Every name that there is.
+        error: What to raise.
+
+    Raises:
+        ReluOpsError: As `error`: it is none of them; the message lists them.
+    """
+    if isinstance(value, str) and value in allowed:
+        return value
+    raise error(f"{what} must be one of {', '.join(allowed)} (not {value!r})")
 
 
 def require(module: str, extra: str, purpose: str) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from relu_ops.errors import ArgumentError, ArgumentTypeError
+from relu_ops.errors import ArgumentError, ArgumentTypeError, choice
 
 OPSET = 18
 """onnxruntime's CPU kernels cover most dtypes here: float64 LeakyRelu and int64 Relu run at 18 and
@@ -520,7 +520,7 @@ def dtypes(graph: str) -> tuple[str, ...]:
     >>> dtypes("leaky_relu")
     ('float16', 'bfloat16', 'float32', 'float64')
     """
-    make = GRAPHS[_choice("dtypes", "graph", graph, GRAPHS, ArgumentError)]
+    make = GRAPHS[choice("dtypes: graph", graph, GRAPHS)]
     return tuple(dtype for dtype in _ALL if _is_made_in(make, dtype))
 
 
@@ -634,7 +634,7 @@ class _Draft:
 
     def __init__(self, name: str, dtype: str, allowed: Collection[str]) -> None:
         self.name = name
-        self.dtype = _choice(name, "dtype", dtype, allowed, ArgumentTypeError)
+        self.dtype = choice(f"{name}: dtype", dtype, allowed, ArgumentTypeError)
         self.element_type = _element_type(dtype)
         self.opset = OPSET
         self.ir_version = IR_VERSION
@@ -664,7 +664,7 @@ class _Draft:
             "last": (("rows", size), (size,)),
             "nchw": (("batch", size, "height", "width"), (size, 1, 1)),
         }
-        self.metadata["layout"] = _choice(self.name, "layout", layout, shapes, ArgumentError)
+        self.metadata["layout"] = choice(f"{self.name}: layout", layout, shapes)
         return shapes[layout]
 
     def input(self, name: str, shape: Shape | None = None) -> None:
@@ -737,18 +737,6 @@ def _element_type(dtype: str) -> int:
 
 def _numpy_dtype(dtype: str) -> np.dtype:
     return helper.tensor_dtype_to_np_dtype(_element_type(dtype))
-
-
-def _choice(
-    name: str,
-    argument: str,
-    value: str,
-    allowed: Collection[str],
-    error: type[ArgumentError] | type[ArgumentTypeError],
-) -> str:
-    if isinstance(value, str) and value in allowed:
-        return value
-    raise error(f"{name}: {argument} must be one of {', '.join(allowed)} (not {value!r})")
 
 
 def _integer(name: str, argument: str, value: int, low: int, high: int | None) -> int:

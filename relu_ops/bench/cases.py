@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_ops import reference
-from relu_ops.errors import ArgumentError
+from relu_ops.errors import ArgumentError, choice
 from relu_ops.semantics import DTYPES
 from relu_ops.verification import special_values
 
@@ -157,9 +157,7 @@ def find(name: str) -> Case:
     Raises:
         ArgumentError: There is none.
     """
-    if name not in CASES:
-        raise ArgumentError(f"bench: case must be one of {', '.join(CASES)} (not {name!r})")
-    return CASES[name]
+    return CASES[choice("bench: case", name, CASES)]
 
 
 # ---------------------------------------------------------------------------------------------

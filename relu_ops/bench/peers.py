@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from relu_ops.bench.cases import Case
-from relu_ops.errors import ArgumentError, ReluOpsError
+from relu_ops.errors import ReluOpsError, choice
 
 NOT_INSTALLED, UNSUPPORTED, WRONG, NO_DEVICE = "not installed", "unsupported", "wrong", "no device"
 """Why a peer may be left out."""
@@ -154,9 +154,7 @@ def find(name: str) -> Peer:
     Raises:
         ArgumentError: There is none.
     """
-    if name not in PEERS:
-        raise ArgumentError(f"bench: peer must be one of {', '.join(PEERS)} (not {name!r})")
-    return PEERS[name]
+    return PEERS[choice("bench: peer", name, PEERS)]
 
 
 def why_not(peer: Peer) -> Skipped | None:
