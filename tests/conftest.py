@@ -1,16 +1,25 @@
-"""What every test shares: a compile cache of its own, no tuning, and room for many libraries."""
+"""What every test shares: a compile cache of its own, no tuning, and room for many libraries.
+
+Processes that tests start import the package that is tested and the modules of this folder.
+"""
 
 from __future__ import annotations
 
 import os
 import resource
 import tempfile
+from pathlib import Path
 
 import pytest
+
+import relu_ops
 
 _cache = tempfile.TemporaryDirectory(prefix="relu_ops-tests-")
 os.environ["RELU_OPS_CACHE"] = os.path.join(_cache.name, "cache")
 os.environ["RELU_OPS_TUNING"] = os.path.join(_cache.name, "none")
+
+_path = [str(Path(relu_ops.__file__).parents[1]), str(Path(__file__).parent)]
+os.environ["PYTHONPATH"] = os.pathsep.join([*_path, *filter(None, [os.getenv("PYTHONPATH")])])
 
 # Every loaded library holds a descriptor; the suite loads thousands in one process.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import children
 import msgspec
 import numpy as np
 import onnx
@@ -301,10 +302,9 @@ def test_a_bundle_can_be_read_while_it_is_replaced(original: Path, copy: Path) -
     other = copy.with_name("other.bundle")
     compiler.build(graphs.relu(), "x86-64-v2", other)
     digests = {bundle.read(original).digest, bundle.read(other).digest}
-    environment = {**os.environ, "PYTHONPATH": str(Path(bundle.__file__).parents[1])}
     command = [sys.executable, "-c", _REPLACE, copy, original, other]
     found, reads = set(), 0
-    with subprocess.Popen(command, env=environment) as child:
+    with subprocess.Popen(command) as child:
         while child.poll() is None:
             found.add(bundle.read(copy).digest)
             reads += 1
@@ -679,10 +679,7 @@ def test_hostile_manifests_in_64_mib_and_a_second_each(tmp_path: Path) -> None:
         (tmp_path / name / MANIFEST).write_bytes(content)
     with (tmp_path / "1 GB of digits" / MANIFEST).open("r+b") as file:
         file.truncate(10**9)
-    environment = {**os.environ, "PYTHONPATH": str(Path(bundle.__file__).parents[1])}
-    paths = [str(tmp_path / name) for name in contents]
-    command = [sys.executable, "-c", _HOSTILE_CHILD, *paths]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    done = children.run(_HOSTILE_CHILD, *(tmp_path / name for name in contents))
     assert (done.returncode, done.stdout) == (0, "all refused\n"), done.stderr
 
 

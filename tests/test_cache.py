@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+import children
 import numpy as np
 import pytest
 
@@ -20,7 +21,6 @@ from relu_ops.bundle import MANIFEST, MODEL, Bundle, Manifest
 from relu_ops.errors import ArgumentError, CacheError
 from relu_ops.runtime import dispatch
 
-ROOT = Path(relu_ops.__file__).parents[1]
 KEYS = [f"{k:064x}" for k in range(10)]
 KEY = KEYS[0]
 
@@ -277,27 +277,10 @@ def test_a_folder_without_permissions(folder: Path, mode: str) -> None:
         for path in folder.parents[:3]:  # the user that the child becomes has to get there
             path.chmod(path.stat().st_mode | 0o011)
     try:
-        done = run_child(_AS_A_USER, str(folder), KEY, mode)
+        done = children.run(_AS_A_USER, str(folder), KEY, mode)
     finally:
         os.chmod(folder, 0o700)
     assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
-
-
-def run_child(
-    code: str,
-    *arguments: str,
-    seconds: float = 120,
-    before: Sequence[str] = (),
-    **environment: str,
-) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    return subprocess.run(
-        [*before, sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
 
 
 def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +340,7 @@ except cache.CacheError as error:
 def test_a_user_without_an_entry_and_a_home(tmp_path: Path) -> None:
     manifest, contents = made()
     bundle.write(tmp_path / "held.bundle", manifest, contents)
-    done = run_child(_WITHOUT_A_HOME, str(tmp_path / "held.bundle"), KEY)
+    done = children.run(_WITHOUT_A_HOME, str(tmp_path / "held.bundle"), KEY)
     assert (done.returncode, done.stdout, done.stderr) == (
         0,
         "there is no home directory to keep the compile cache in\n"
@@ -474,24 +457,17 @@ assert found.contents == held.contents
 def test_eight_processes_on_one_cold_key_compile_once(folder: Path, tmp_path: Path) -> None:
     manifest, contents = made()
     bundle.write(tmp_path / "held.bundle", manifest, contents)
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    arguments = [str(tmp_path / "held.bundle"), KEY, str(tmp_path / "log")]
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", _ONE_OF_MANY, *arguments, str(k)],
-            env={**os.environ, "PYTHONPATH": path},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for k in range(8)
+    command = [sys.executable, "-c", _ONE_OF_MANY, tmp_path / "held.bundle", KEY, tmp_path / "log"]
+    started = [
+        subprocess.Popen([*command, str(k)], stderr=subprocess.PIPE, text=True) for k in range(8)
     ]
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("ready-*"))) < 8 and time.monotonic() < deadline:
         time.sleep(0.01)
     (tmp_path / "go").touch()
-    errors = [child.communicate(timeout=60)[1] for child in children]
+    errors = [child.communicate(timeout=60)[1] for child in started]
     assert errors == [""] * 8
-    assert [child.returncode for child in children] == [0] * 8
+    assert [child.returncode for child in started] == [0] * 8
     assert (tmp_path / "log").read_text() == "made\n"
     assert_made(bundle.read(folder / KEY))
 
@@ -595,7 +571,7 @@ def processes_on_cold_keys(tmp_path: Path, processes: int, rounds: int, seconds:
     meeting = tmp_path / "meeting"
     meeting.mkdir()
     arguments = [str(tmp_path / "held.bundle"), str(meeting), str(processes), str(rounds)]
-    done = run_child(_ROUNDS, *arguments, seconds=seconds)
+    done = children.run(_ROUNDS, *arguments, seconds=seconds)
     assert (done.stdout, done.stderr) == (f"0 {rounds} 1 {rounds}\n", "")
 
 
@@ -676,7 +652,7 @@ print(f"{unfinished} times an unfinished one beside")
 
 
 def kill_at_random(rounds: int, seconds: float) -> str:
-    done = run_child(_KILLED, str(rounds), seconds=seconds)
+    done = children.run(_KILLED, str(rounds), seconds=seconds)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -719,7 +695,7 @@ def test_files_that_may_not_grow(folder: Path, tmp_path: Path) -> None:
     """The kernel's own limit: a write fails in the middle of a file."""
     manifest, contents = made()
     bundle.write(tmp_path / "held.bundle", manifest, contents)
-    done = run_child(_LIMITED, str(tmp_path / "held.bundle"), KEY)
+    done = children.run(_LIMITED, str(tmp_path / "held.bundle"), KEY)
     assert (done.returncode, done.stdout, done.stderr) == (0, "stored at last\n", "")
 
 
@@ -768,5 +744,5 @@ def test_a_disk_of_every_size_full_or_read_only(tmp_path: Path) -> None:
     disk.mkdir()
     arguments = [str(tmp_path / "held.bundle"), str(disk), KEY]
     environment = {cache.DIRECTORY_VARIABLE: str(disk)}
-    done = run_child(_SMALL_DISK, *arguments, before=alone, **environment)
+    done = children.run(_SMALL_DISK, *arguments, before=alone, **environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True True\n", "")

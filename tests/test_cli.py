@@ -137,26 +137,18 @@ def test_unknown_verbs_and_actions(run: Run, arguments: list[str]) -> None:
 
 
 def test_as_a_module() -> None:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    done = subprocess.run(
-        [sys.executable, "-m", "relu_ops", "cache", "list"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = [sys.executable, "-m", "relu_ops", "cache", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_reader_that_went_away(bundles: Path, tmp_path: Path) -> None:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     x = saved(tmp_path / "x.npy", np.ones(3, np.float32))
     reader, writer = os.pipe()
     os.close(reader)
     try:
         done = subprocess.run(
             [sys.executable, "-m", "relu_ops", "run", str(bundles / "leaky"), str(x)],
-            env={**os.environ, "PYTHONPATH": path},
             stdout=writer,
             stderr=subprocess.PIPE,
             text=True,

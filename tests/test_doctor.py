@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import children
 import pytest
 
 from relu_ops import doctor, targets
@@ -63,7 +62,7 @@ def test_it_imports_nothing_big() -> None:
         "import sys\nfrom relu_ops import doctor\ndoctor.render(doctor.report())\n"
         "print(*sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = children.run(script)
     assert (done.returncode, done.stderr) == (0, "")
     assert not set(done.stdout.split()) & HEAVY
 

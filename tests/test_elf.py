@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import struct
@@ -12,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import children
 import mutated_libraries
 import pytest
 
@@ -23,7 +23,6 @@ from relu_ops.runtime import elf
 from relu_ops.runtime import library as library_module
 from relu_ops.targets import CPU_TARGETS, TARGETS
 
-ROOT = Path(__file__).parents[1]
 CPU = elf.ALLOWANCES["cpu"]
 
 BASE = "\n".join(
@@ -322,11 +321,9 @@ def test_a_constructor_never_runs(tmp_path: Path, matching: bool) -> None:
         entry.update(size=len(canary), sha256=bundle.digest_of(canary))
         (path.parent / bundle.MANIFEST).write_text(json.dumps(manifest))
     ran = tmp_path / "ran"
-    environment = {**os.environ, "CANARY": str(ran), "PYTHONPATH": str(ROOT)}
 
     def python(code: str) -> str:
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = children.run(code, CANARY=str(ran))
         return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
     error = python(f"import relu_ops; relu_ops.load({str(path.parent)!r}, target='x86-64-v2')")
@@ -342,9 +339,7 @@ def test_a_constructor_never_runs(tmp_path: Path, matching: bool) -> None:
 
 def child(path: Path, first: int, count: int, before: str = "") -> subprocess.CompletedProcess[str]:
     code = f"{before}\nimport mutated_libraries as m\nm.main({str(path)!r}, {first}, {count})"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return children.run(code, seconds=300)
 
 
 def check_mutations(path: Path, first: int, count: int) -> dict[str, int]:

@@ -8,24 +8,20 @@ output and its guard pages is compared after every call.
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import children
 import numpy as np
 import onnx
 import pages
 import pytest
 from cases import TARGETS, random_array
 
-import relu_ops
 from relu_ops import compiler, graphs, reference
 from relu_ops.compiler import frontend
 from relu_ops.runtime.threads import Settings
 
-ROOT = Path(relu_ops.__file__).parents[1]
 LONGEST = 4100
 OFFSETS = range(64)
 EVERY_LENGTH = range(LONGEST + 1)
@@ -137,15 +133,8 @@ def call_guarded(
     for name, mode in jobs:
         s = MODES[mode]
         shown.append(f"{name},{s.threads},{s.parallel_bytes},{s.stream_bytes}")
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), *sys.path])
     arguments = [folder, target, folder / "lengths.npy", f"{offsets.start},{offsets.stop}", *shown]
-    done = subprocess.run(
-        [sys.executable, "-c", _CALLER, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    done = children.run(_CALLER, *arguments, seconds=900)
     assert (done.returncode, done.stderr) == (0, "")
     return int(done.stdout)
 
@@ -183,13 +172,7 @@ ctypes.memset(inside, 7, 1)
 print(ctypes.string_at(inside, 1)[0], flush=True)
 {"ctypes.memset(address, 7, 1)" if writes else "ctypes.string_at(address, 1)"}
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = children.run(code)
     assert (done.returncode, done.stdout) == (-11, "7\n"), done.stderr
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
+import children
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "relu_ops"
@@ -111,7 +110,7 @@ def test_layers_import_downwards(name: str) -> None:
 
 def loaded_after(code: str) -> set[str]:
     script = f"{code}\nimport sys\nprint(*{{m.partition('.')[0] for m in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = children.run(script)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import children
 import msgspec
 import numpy as np
 import onnx
@@ -151,7 +150,7 @@ description = inspect.describe({str(leaky)!r})
 assert description["graph"] is None
 print(inspect.render(description))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = children.run(script)
     assert (done.returncode, done.stderr) == (0, "")
     assert (
         "graph\n"

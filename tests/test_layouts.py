@@ -6,24 +6,19 @@ Each batch runs in a child process whose exit code is checked.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import children
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 from cases import TARGETS, compiled
 
-import relu_ops
 from relu_ops import compiler, graphs
 from relu_ops.errors import ArgumentError
-
-ROOT = Path(relu_ops.__file__).parents[1]
 
 
 def parsed(text: str) -> onnx.ModelProto:
@@ -176,15 +171,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(folder: Path, target: str, first: int, count: int) -> Counter[str]:
     """Make calls in a child; return how many had which outcome."""
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), *sys.path])
-    arguments = [str(folder), target, str(first), str(count), *GRAPHS]
-    done = subprocess.run(
-        [sys.executable, "-c", _CALLER, *arguments],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = children.run(_CALLER, folder, target, first, count, *GRAPHS, seconds=600)
     assert (done.returncode, done.stderr) == (0, "")
     return Counter(json.loads(done.stdout))
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
+import children
 import pytest
 from cases import fresh
 
-from relu_ops import bundle, compiler, graphs
+from relu_ops import compiler, graphs
 from relu_ops.errors import BundleError
 from relu_ops.runtime import library
 
@@ -49,6 +48,7 @@ def test_what_does_not_take_its_settings(content: bytes, monkeypatch: pytest.Mon
 
 _FORKS = """
 import os, sys, threading, time
+import children
 from relu_ops.runtime import library
 from relu_ops import bundle
 
@@ -76,18 +76,10 @@ if child == 0:
     [t.join() for t in threads]
     os._exit(0)
 forked = time.monotonic()
-deadline = time.monotonic() + 20
-while time.monotonic() < deadline:
-    done, status = os.waitpid(child, os.WNOHANG)
-    if done:
-        break
-    time.sleep(0.01)
-else:
-    os.kill(child, 9)
-    sys.exit("the child hangs")
+code = children.wait(child, 20)
 thread.join()
 assert forked > entered[0], "the fork did not wait for the library that was being opened"
-sys.exit(os.waitstatus_to_exitcode(status))
+sys.exit(code)
 """
 
 
@@ -95,10 +87,8 @@ def test_a_fork_while_another_thread_opens_a_library(tmp_path: Path) -> None:
     paths = []
     for name, make in (("a", graphs.relu), ("b", graphs.relu6), ("c", graphs.add_relu)):
         compiler.build(make(), ["x86-64-v2"], tmp_path / f"{name}.bundle")
-        paths.append(str(tmp_path / f"{name}.bundle"))
-    environment = {**os.environ, "PYTHONPATH": str(Path(bundle.__file__).parents[1])}
-    command = [sys.executable, "-c", _FORKS, *paths]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        paths.append(tmp_path / f"{name}.bundle")
+    done = children.run(_FORKS, *paths)
     assert done.returncode == 0, done.stderr
 
 

@@ -102,11 +102,9 @@ def import_mutated(folder: Path, first: int, count: int, watched: bool = True) -
     """Import `count` damaged models in a child."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), *sys.path])
         numbers = first, count, SECONDS_PER_MODEL, MEMORY_BYTES, theirs.fileno() if watched else -1
         child = subprocess.Popen(
             [sys.executable, "-c", _IMPORTER, str(folder), *map(str, numbers)],
-            env={**os.environ, "PYTHONPATH": path},
             pass_fds=[theirs.fileno()],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -161,7 +159,6 @@ def can_watch() -> bool:
     with ours, theirs:
         done = subprocess.run(
             [sys.executable, "-c", code + "\nimport os; os._exit(7)", str(theirs.fileno())],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
             pass_fds=[theirs.fileno()],
             capture_output=True,
         )
@@ -232,7 +229,6 @@ os._exit(0)
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(theirs.fileno())],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
             pass_fds=[theirs.fileno()],
         )
         theirs.close()

@@ -7,12 +7,11 @@ frontend that refuses too much or too little fails.
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import children
 import numpy as np
 import onnx
 import onnx.backend.base
@@ -255,7 +254,7 @@ def test_interop_is_lazy_and_names_what_is_missing() -> None:
         "try:\n    i.onnx_backend\n"
         "except ImportError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = children.run(code)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
         "relu_ops.interop.onnx_backend needs the package onnx, which is not installed\n"

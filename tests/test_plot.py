@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import children
 import numpy as np
 import onnx
 import pytest
@@ -205,7 +204,7 @@ plot.plot([("ReLU", relu_ops.compile(graphs.relu()))], {str(tmp_path / "a.png")!
 assert {{key: matplotlib.rcParams[key] for key in keys}} == before
 assert "matplotlib.pyplot" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = children.run(script)
     assert (done.returncode, done.stderr) == (0, "")
 
 

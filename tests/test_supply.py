@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import children
 import pytest
 
 from relu_ops import bundle, compiler, graphs, targets
@@ -25,11 +26,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundles") / "leaky.bundle"
     compiler.build(graphs.leaky_relu(alpha=0.1), CPU_TARGETS, path)
     return path
-
-
-def environment(**more: str) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, **more}
 
 
 # ---------------------------------------------------------------- instructions
@@ -177,7 +173,7 @@ def test_two_builds_give_the_same_bytes(built: Path, tmp_path: Path) -> None:
     subprocess.run(command, cwd=tmp_path, check=True)
     folder = tmp_path / "a folder of another name" / "deep"
     (folder / "tmp").mkdir(parents=True)
-    changed = environment(
+    changed = os.environ | dict(
         PYTHONHASHSEED="77",
         LC_ALL="C.UTF-8",
         LANGUAGE="de:tr",
@@ -221,7 +217,7 @@ def test_a_bundle_runs_on_the_tvm_ffi_that_is_here(built: Path) -> None:
 def run_base(path: Path, **more: str) -> None:
     command = [sys.executable, str(ROOT / "tests" / "base_run.py"), str(path)]
     done = subprocess.run(
-        command, env=environment(**more), capture_output=True, text=True, timeout=120
+        command, env={**os.environ, **more}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
 
@@ -250,9 +246,8 @@ def test_every_release_of_tvm_ffi(built: Path, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "pip", *install, f"apache-tvm-ffi=={release}"]
         subprocess.run(command, check=True, timeout=300)
         code = f"import tvm_ffi; assert tvm_ffi.__file__.startswith({str(folder)!r})"
-        path = os.pathsep.join([str(folder), environment()["PYTHONPATH"]])
-        command = [sys.executable, "-c", code]
-        subprocess.run(command, check=True, env=environment(PYTHONPATH=path))
+        path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
+        assert children.run(code, PYTHONPATH=path).returncode == 0
         run_base(built, PYTHONPATH=path)
         print(f"tvm-ffi {release}: runs")
 

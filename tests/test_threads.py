@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 
+import children
 import numpy as np
 import pytest
 from cases import TARGETS, compiled
@@ -133,7 +132,7 @@ def test_many_callers_at_once() -> None:
 
 def test_children_forked_after_use_answer() -> None:
     code = """
-import os, sys, time, numpy as np, relu_ops
+import os, children, numpy as np, relu_ops
 relu_ops.set_num_threads(2)
 x = np.linspace(-1, 1, 1 << 20, dtype=np.float32)
 y = relu_ops.relu(x)
@@ -141,19 +140,9 @@ for _ in range(20):
     child = os.fork()
     if child == 0:
         os._exit(0 if np.array_equal(relu_ops.relu(x), y) else 1)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        time.sleep(0.001)
-    else:
-        os.kill(child, 9)
-        sys.exit("a child hangs")
-    if status:
-        sys.exit("a child is wrong")
+    assert children.wait(child, 10) == 0
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = children.run(code)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -170,7 +159,7 @@ before = time.process_time()
 time.sleep(0.5)
 print(time.process_time() - before < 0.05)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = children.run(code)
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
@@ -178,7 +167,7 @@ print(time.process_time() - before < 0.05)
 def test_tvm_in_the_same_process(first: str) -> None:
     use = "import numpy as np, relu_ops; x = np.ones(1 << 20, np.float32); relu_ops.relu(x)"
     code = f"import tvm; {use}" if first == "tvm" else f"{use}; import tvm; relu_ops.relu(x)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = children.run(code)
     assert done.returncode == 0, done.stderr
 
 
@@ -189,7 +178,7 @@ os.sched_setaffinity(0, {0})
 import relu_ops
 print(relu_ops.get_num_threads())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = children.run(code)
     assert done.stdout == "1\n"
 
 
