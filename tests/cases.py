@@ -1,4 +1,4 @@
-"""Shared tables of the tests: special values, sizes, random inputs, targets, comparisons.
+"""Shared tables of the tests: special values, sizes, random arrays, targets, comparisons.
 
 Every suite takes its values from here, so that a value added once is tested everywhere.
 """
@@ -6,7 +6,7 @@ Every suite takes its values from here, so that a value added once is tested eve
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -112,27 +112,6 @@ def random_array(rng: np.random.Generator, dtype: str, shape: Sequence[int]) -> 
     small = ordinary.astype(row.numpy)
     array = np.where(choice == 0, picked, np.where(choice == 1, patterns, small))
     return array.astype(row.numpy).reshape(tuple(shape))
-
-
-def random_inputs(
-    graph: ir.Graph, rng: np.random.Generator, dims: Mapping[str, int] | None = None
-) -> list[np.ndarray]:
-    """Random arrays for a graph's inputs.
-
-    Args:
-        graph: The graph.
-        rng: Where the values come from.
-        dims: Values of the symbolic dimensions; 7 where none is given, also for free ones.
-    """
-    known = dict(dims or {})
-
-    def extent(dim: ir.Dim) -> int:
-        return dim if isinstance(dim, int) else known.get(dim or "", 7)
-
-    return [
-        random_array(rng, i.dtype, [extent(d) for d in ((None,) if i.shape is None else i.shape)])
-        for i in graph.inputs
-    ]
 
 
 # ---------------------------------------------------------------- comparing

@@ -42,7 +42,7 @@ def build(graph: ir.Graph) -> bytes:
         for path in SHIM.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         with (folder / "kernels.cu").open("a") as file:
-            file.write(_registration(graph, kernels))
+            file.write(_registration(kernels))
         for unit, content in _host_objects().items():
             (folder / unit).write_bytes(content)
         codegen.run([*_CPP, *_includes(), "-c", "kernels.cu", "-o", "kernels.o"], folder)
@@ -63,7 +63,7 @@ def admit(patch: pytest.MonkeyPatch) -> None:
         patch.setattr("relu_ops.runtime.elf.check", lambda *_, **__: None)
 
 
-def _registration(graph: ir.Graph, kernels: list[Kernel]) -> str:
+def _registration(kernels: list[Kernel]) -> str:
     """Make the kernels known to the simulated driver, and prepare its device."""
     known = "".join(
         f'  simulate("{kernel.name}", Launch<{kernel.name}>::run);\n' for kernel in kernels

@@ -27,8 +27,6 @@ _SAMPLE_SECONDS = 1e-3
 _IDLE_SECONDS = 1e-3
 _BYTES_PER_ELEMENT = 8  # read and written
 
-Sampler = Callable[[Callable[[], Any]], float]
-
 
 def steps() -> list[tuple[str, list[int]]]:
     """The questions, and the sizes in bytes moved at which they are asked."""

@@ -184,7 +184,7 @@ def check_model(proto: onnx.ModelProto) -> None:
         ModelError: The model is malformed.
         UnsupportedError: An operator, an opset or a dtype is outside the scope.
     """
-    opset = _opset(proto)
+    _opset(proto)  # raises where it is outside the scope
     if proto.graph.sparse_initializer:
         raise UnsupportedError("the model has sparse initializers, which are not supported")
     if len(proto.graph.input) > _MOST_INPUTS:
@@ -195,7 +195,7 @@ def check_model(proto: onnx.ModelProto) -> None:
     local = {(function.domain, function.name) for function in proto.functions}
     for node in proto.graph.node:
         if (node.domain, node.op_type) not in local:
-            _check_scope(node, opset, proto)
+            _check_scope(node, proto)
     for tensor in _tensors(proto):
         _check_tensor(tensor)
     try:
@@ -290,7 +290,7 @@ def _describe(node: onnx.NodeProto) -> str:
     return f"node {node.name!r}" if node.name else f"node of output {list(node.output)}"
 
 
-def _check_scope(node: onnx.NodeProto, opset: int, proto: onnx.ModelProto) -> None:
+def _check_scope(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
     if node.domain in ("", "ai.onnx") and node.op_type in OPERATORS:
         return
     domain = node.domain or "ai.onnx"
@@ -362,7 +362,7 @@ class _Importer:
         return ir.Output(info.name, value, self.shapes[value])
 
     def _node(self, node: onnx.NodeProto) -> None:
-        _check_scope(node, self.opset, self.proto)
+        _check_scope(node, self.proto)
         schema = _schema(node, self.opset)
         try:
             operands = [self.names[name] if name else None for name in node.input]

@@ -6,7 +6,7 @@ few places where the hardware's, LLVM's or TVM's default differs from the contra
 - a product that feeds a sum stays two roundings (`Emitter.product`);
 - 16-bit floats are kept as their bits and rounded once per operator (`Emitter.narrow`);
 - integers wrap (`Emitter.wrapping`): TVM tells LLVM that they never overflow;
-- an integer division never traps (`div`), a conversion is never out of range (`to_integer`).
+- an integer division never traps (`div`), a conversion is never out of range (`_to_integer`).
 
 Everything is emitted for a number of lanes: the same rules make a scalar and a vector kernel.
 Nodes are constructed directly, and no simplifier runs behind: TVM's folds x + 0 and x * 0 as if

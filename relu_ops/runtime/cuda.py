@@ -24,7 +24,6 @@ from relu_ops.semantics import DTYPES
 from relu_ops.targets import Target
 
 _REFUSALS = (TypeError, ValueError, BufferError, RuntimeError)
-_DLPACK_CUDA = 2
 
 
 @dataclass(frozen=True)
