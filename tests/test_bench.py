@@ -436,7 +436,7 @@ def test_a_measurement_in_every_mode() -> None:
         ("relu", NATIVE),
         ("scale_bias_leaky_relu", NATIVE),
     }
-    assert record.best_peer(found.at(found.places()[0]).values(), tables.OURS) is not None
+    assert tables.lead(found.at(found.places()[0])) is not None
 
 
 def test_plans() -> None:
@@ -490,7 +490,7 @@ def full_record() -> Record:
         timing("relu_ops", [1e-6, 2e-6, 3e-6]),
         timing("relu_ops_new", [2e-6], allocates=True),
         timing("numpy", [4e-6, 4e-6, 4e-6]),
-        timing("numba", [3e-6, 3e-6, 9e-6]),
+        timing("numba", [1.5e-6, 3e-6, 9e-6]),
         timing("limit: copy, 1 thread", [1e-6, 1e-6, 1e-6]),
         timing("limit: copy, 2 threads", [4e-6]),
         timing("relu_ops", [4e-6], elements=65536, bytes=524288),
@@ -545,10 +545,18 @@ def test_quantiles_and_the_best() -> None:
     assert at["relu_ops"].median == 2e-6
     assert at["relu_ops"].spread == pytest.approx((1.4e-6, 2.6e-6))
     assert at["relu_ops"].bytes_per_second == pytest.approx(8192 / 2e-6)
-    best, loop = record.best_peer(at.values(), tables.OURS), record.limit_of(at.values())
-    assert best is not None and best.contestant == "numba"
+    best, loop = tables.lead(at), record.limit_of(at.values())
+    assert best is not None and best[1] == "numba"
     assert loop is not None and loop.contestant == "limit: copy, 1 thread"
-    assert record.limit_of([]) is None and record.best_peer([], ()) is None
+    assert record.limit_of([]) is None and tables.lead({}) is None and tables.share({}) is None
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    slow_at_times, twice = timing("a", [1, 9, 1, 9, 9]), timing("b", [2, 18, 2, 18, 18])
+    assert record.ratio(twice, slow_at_times) == pytest.approx(2)
+    late = timing("c", [2, 2, 2, 18, 18])  # of medians it would be 2 / 9
+    assert record.ratio(late, slow_at_times) == pytest.approx(2)
+    assert record.ratio(timing("d", [3]), slow_at_times) == pytest.approx(3 / 9)
 
 
 def test_comparing_two_records() -> None:

@@ -11,7 +11,7 @@ import pytest
 from relu_ops import compiler, graphs, targets
 from relu_ops.compiler import codegen, frontend, schedule_x86
 from relu_ops.errors import BuildError
-from relu_ops.runtime.library import Library
+from relu_ops.runtime.library import Library, symbol_of
 
 REGISTERS = {"x86-64-v2": "xmm", "x86-64-v3": "ymm", "x86-64-v4": "zmm"}
 ENOUGH = REGISTERS | {"x86-64-v4": "ymm"}
@@ -135,4 +135,4 @@ def test_library_exports_its_functions_and_no_more(tmp_path: object) -> None:
     names = {line.split()[-1].partition("@")[0] for line in listing.splitlines()}
     # Only a CUDA library has a device to prepare.
     wanted = set(Library.__dataclass_fields__) - {"prepare"}
-    assert names == {f"__tvm_ffi_{name}" for name in wanted}
+    assert names == {symbol_of(name) for name in wanted}

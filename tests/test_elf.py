@@ -87,7 +87,7 @@ def test_a_long_chain_passes(target: str) -> None:
 
 def test_the_runtime_uses_what_a_library_offers() -> None:
     fields = library_module.Library.__dataclass_fields__
-    assert elf.ALLOWANCES["cuda"].exports == {f"__tvm_ffi_{name}" for name in fields}
+    assert elf.ALLOWANCES["cuda"].exports == {library_module.symbol_of(name) for name in fields}
     assert elf.ALLOWANCES["cuda"].exports - CPU.exports == {"__tvm_ffi_prepare"}
 
 

@@ -76,7 +76,9 @@ def test_the_same_with_and_without(relu: Operator, monkeypatch: pytest.MonkeyPat
     library.configure_all(threads.settings())
     try:
         x = arrays(relu)[0]
-        assert relu._call_headers(id((x,)), id(x.copy())) == 0
+        inputs, out = (x,), x.copy()
+        assert relu._compute(inputs, out) is None
+        assert headers.function_at(0)(inputs, out) is None
         for a, b in zip(taken, results(relu), strict=True):
             assert same_bits(a, b)
     finally:
@@ -86,13 +88,26 @@ def test_the_same_with_and_without(relu: Operator, monkeypatch: pytest.MonkeyPat
 
 def test_what_it_takes(relu: Operator) -> None:
     few, many = arrays(relu)[0], arrays(relu)[-2]
-    inputs = (few,)
-    assert relu._call_headers(id(inputs), id(np.empty_like(few))) == 1
-    inputs, out = (many,), np.empty_like(many)
-    call = relu._call_headers(id(inputs), id(out))
-    assert call not in (0, 1)
-    call()
-    assert same_bits(out, relu(many))
+    assert few.size < library.FEW_ELEMENTS < many.size
+    for x in (few, many):
+        for count in ((), (1,), (3,)):
+            out = np.ones_like(x)
+            assert relu._compute((x,), out, *count) is out
+            assert same_bits(out, relu._careful_call((x,), None, None))
+
+
+def test_it_keeps_the_number_of_references() -> None:
+    relu = operator(np.float32)
+    for size in (8, 2 * library.FEW_ELEMENTS):
+        x = np.ones(size, np.float32)
+        y, inputs = np.empty_like(x), (x,)
+        watched = (x, y, inputs)
+        before = [sys.getrefcount(thing) for thing in watched]
+        for _ in range(100):
+            relu._compute(inputs, y)
+            relu._compute(inputs, None)
+            relu(x, out=y)
+        assert [sys.getrefcount(thing) for thing in watched] == before
 
 
 def test_what_it_leaves_to_others() -> None:
@@ -120,7 +135,7 @@ def test_what_it_leaves_to_others() -> None:
         ((x,), misaligned),
         ((x,), np.empty(7, np.float32)),
     ):
-        assert relu._call_headers(id(given), id(out)) == 0
+        assert relu._compute(given, out) is None
     assert (relu(misaligned) == 0).all() and (relu(subclass) == 1).all()
     with pytest.raises(ArgumentError, match="out for y is read-only"):
         relu(x, out=frozen)

@@ -273,11 +273,10 @@ def _shared_sizes(found: Record, key: Key) -> list[int]:
 def _share(axes: Any, found: Record, key: Key) -> dict[str, Any]:
     sizes = _shared_sizes(found, key)
     columns = {size: found.at((*key, size)) for size in sizes}
-    limits = {size: t.median for size in sizes if (t := record.limit_of(columns[size].values()))}
     handles = {}
     for name in reversed(_names(dict.fromkeys(n for column in columns.values() for n in column))):
         at = [s for s in sizes if name in columns[s]]
-        shares = [limits[s] / columns[s][name].median for s in at]
+        shares = [tables.share(columns[s], of=columns[s][name]) for s in at]
         handles[name] = axes.plot(at, shares, **_look(name))[0]
     handles["limit"] = axes.axhline(1, color="#222222", linestyle=(0, (1, 1.2)), linewidth=1.6)
     axes.set_title(_formula(key[0], key[1]), parse_math=False)

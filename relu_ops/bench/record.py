@@ -7,7 +7,7 @@ are kept to four digits, which is more than a timing has.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -219,10 +219,15 @@ def limit_of(timings: Iterable[Timing]) -> Timing | None:
     return min((t for t in timings if t.is_limit), key=lambda t: t.median, default=None)
 
 
-def best_peer(timings: Iterable[Timing], ours: Sequence[str]) -> Timing | None:
-    """The fastest of those that are neither ours nor the limit, or None."""
-    others = (t for t in timings if not t.is_limit and t.contestant not in ours)
-    return min(others, key=lambda t: t.median, default=None)
+def ratio(a: Timing, b: Timing) -> float:
+    """How many times as long as b a takes: the median of that over the rounds.
+
+    Both took their turn in every round, so that what slows a machine down for longer than a round
+    (a virtual one above all) slows both. Where the rounds differ, the ratio of the medians.
+    """
+    if len(a.seconds) != len(b.seconds):
+        return a.median / b.median
+    return float(np.median(np.divide(a.seconds, b.seconds)))
 
 
 def rounded(seconds: Iterable[float]) -> tuple[float, ...]:

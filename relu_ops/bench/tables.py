@@ -98,16 +98,19 @@ def own(column: dict[str, Timing]) -> Timing | None:
     return next((column[name] for name in OURS if name in column), None)
 
 
-def share(column: dict[str, Timing]) -> float | None:
-    """The limit's time over that of relu_ops; None where one is missing."""
-    limit, mine = record.limit_of(column.values()), own(column)
-    return limit.median / mine.median if limit and mine else None
+def share(column: dict[str, Timing], of: Timing | None = None) -> float | None:
+    """The limit's time over that of relu_ops, or of another; None where one is missing."""
+    mine = of or own(column)
+    limits = [t for t in column.values() if t.is_limit]
+    return min((record.ratio(t, mine) for t in limits), default=None) if mine else None
 
 
 def lead(column: dict[str, Timing]) -> tuple[float, str] | None:
     """The best peer's time over that of relu_ops, and its name; None where one is missing."""
-    best, mine = record.best_peer(column.values(), OURS), own(column)
-    return (best.median / mine.median, best.contestant) if best and mine else None
+    mine = own(column)
+    others = [t for t in column.values() if not t.is_limit and t.contestant not in OURS]
+    leads = [(record.ratio(t, mine), t.contestant) for t in others] if mine else []
+    return min(leads, default=None)
 
 
 def _shares(columns: dict[int, dict[str, Timing]], sizes: Sequence[int]) -> list[str]:
@@ -210,7 +213,7 @@ def readme_table(found: Record) -> str:
     lines = [
         f"{found.machine['cpu']} ({target}), {found.settings['threads']} threads, "
         f"{found.created[:10]}. Each cell: the median time of a bound call, how many times as "
-        "long the fastest peer takes, and the share of the limit.",
+        "long the fastest peer takes, and the share of the limit (medians over the rounds).",
         "",
         "| elements | " + " | ".join(count(size) for size in sizes) + " |",
         "| --- |" + " ---: |" * len(sizes),

@@ -3,9 +3,9 @@
  * The same for all operators; a generated C file holds the tables of one: its inputs, outputs,
  * leaves, requirements and kernels, as entry.h declares them. Exports two tvm-ffi functions of the
  * arguments (inputs..., outputs..., and optionally the number of threads): `call` computes, `bind`
- * returns a function that computes on these same arrays again and again; and `call_views`,
+ * returns a function that computes on these same arrays again and again; `call_views` and
  * `bind_views`, which take the address of a description instead of arrays, for what DLPack cannot
- * express.
+ * express; and relu_ops_compute, which reads NumPy arrays where they lie.
  *
  * Nothing is written before everything is checked. An array that does not fit is an error that
  * names it; the Python runtime turns it into a full sentence.
@@ -19,10 +19,6 @@
 #include <unistd.h>
 
 #include "plan.h"
-
-/* Up to so many elements a call keeps the GIL: it takes some microseconds at most, and the GIL's
- * release is 30 ns. The same number is in runtime/operator.py. */
-#define FEW_ELEMENTS 8192
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -331,11 +327,14 @@ static int plan_pass(Plan* plan, const View* in, const View* out, const Shape* i
   return check_overlap(plan);
 }
 
+/* Up to so many elements a call keeps the GIL: see runtime/library.py. */
+static int64_t few_elements = 0;
+
 static int has_few_elements(const View* view) {
   int64_t elements = 1;
   for (int32_t d = 0; d < view->rank; ++d)
     if (__builtin_mul_overflow(elements, view->shape[d], &elements)) return 0;
-  return elements <= FEW_ELEMENTS;
+  return elements <= few_elements;
 }
 
 static int is_plain(int16_t input, int16_t rank, Seen seen) {
@@ -512,10 +511,18 @@ typedef struct {
 
 enum { C_CONTIGUOUS = 0x1, ALIGNED = 0x100, WRITEABLE = 0x400 };
 
-/* The type numpy.ndarray, NULL where headers must not be read; and what number NumPy gave to
- * bfloat16. */
-static const void* array_type = NULL;
-static int64_t bfloat16_number = -1;
+/* What the runtime tells of Python (runtime/headers.py): the type numpy.ndarray, NULL where headers must
+ * not be read; what number NumPy gave to bfloat16; and functions of the interpreter. */
+typedef struct {
+  const void* array_type;
+  int64_t bfloat16_number;
+  void (*refer_to)(void* object);
+  long (*as_long)(void* object);
+  void* (*release_gil)(void);
+  void (*take_gil)(void* thread);
+} Python;
+
+static Python python = {NULL, -1, NULL, NULL, NULL, NULL};
 
 /* NumPy's type numbers: from NPY_BOOL to NPY_DOUBLE, and NPY_HALF. */
 static DLDataType dtype_of_number(int32_t number) {
@@ -526,12 +533,12 @@ static DLDataType dtype_of_number(int32_t number) {
       {kDLFloat, 64, 1}};
   DLDataType half = {kDLFloat, 16, 1}, bfloat = {kDLBfloat, 16, 1}, none = {0, 0, 0};
   if (number == 23) return half;
-  if (number == bfloat16_number) return bfloat;
+  if (number == python.bfloat16_number) return bfloat;
   return number >= 0 && number < (int32_t)(sizeof(dtypes) / sizeof(dtypes[0])) ? dtypes[number] : none;
 }
 
 static int view_of_header(View* view, int64_t* strides, const ArrayHeader* array, int32_t wanted) {
-  if (array->type != array_type || (array->flags & wanted) != wanted ||
+  if (array->type != python.array_type || (array->flags & wanted) != wanted ||
       array->dtype->byteorder == '>' || array->rank > MAX_RANK)
     return -1;
   view->data = array->data;
@@ -646,42 +653,37 @@ DEFINE(bind_views, bind_now, prepare_from_description)
 
 static int views_of_headers(View* views, int64_t (*strides)[MAX_RANK], const TupleHeader* inputs,
                             const ArrayHeader* output) {
-  if (inputs->count != OP.input_count) return -1;
+  /* NumPy arrays are in the memory of the CPU. */
+  int here = relu_ops_device_type == kDLCPU;
+  if (!here || !python.array_type || OP.output_count != 1 || inputs->count != OP.input_count) return -1;
   for (int k = 0; k < OP.input_count; ++k)
     if (view_of_header(&views[k], strides[k], inputs->items[k], ALIGNED)) return -1;
   int k = OP.input_count;
   return view_of_header(&views[k], strides[k], output, ALIGNED | WRITEABLE);
 }
 
-/* Compute from the addresses of a tuple of NumPy arrays and of one for the output, which must not
- * change meanwhile: the caller holds the GIL. Returns 1: it is done; a function: they are bound, call
- * it, without the GIL; 0: not in this way. An error is left behind then: the caller finds out for
- * himself what is wrong. */
-EXPORT int __tvm_ffi_call_headers(void* self, const TVMFFIAny* arguments, int32_t count,
-                                  TVMFFIAny* result) {
-  (void)self;
-  result->type_index = kTVMFFIInt;
-  result->v_int64 = 0;
-  /* NumPy arrays are in the memory of the CPU. */
-  int here = relu_ops_device_type == kDLCPU;
-  if (count != 2 || !here || !array_type || OP.output_count != 1) return 0;
+/* Compute from a tuple of NumPy arrays into an array; a third argument is the number of threads that
+ * this uses at most. Not a function of tvm-ffi but one of Python's own (METH_FASTCALL, see
+ * runtime/headers.py), which is called in a third of the time. The caller holds the GIL, and references
+ * to all arrays. Returns a new reference to the output, or to `none` where it cannot: then an error
+ * is left behind, and the caller finds out for himself what is wrong. */
+EXPORT void* relu_ops_compute(void* none, void* const* arguments, int64_t count) {
   View views[OP.input_count + 1];
-  int64_t strides[OP.input_count + 1][MAX_RANK];
-  const TupleHeader* inputs = (const TupleHeader*)(intptr_t)arguments[0].v_int64;
-  const ArrayHeader* output = (const ArrayHeader*)(intptr_t)arguments[1].v_int64;
-  if (views_of_headers(views, strides, inputs, output)) return 0;
-  if (!has_few_elements(&views[OP.input_count])) {
-    void* block = malloc(plans_size());
-    if (!block) return 0;
-    Plan* plan = plan_at(block);
-    if (prepare(plan, views, views + OP.input_count) || give_bound(plan, result)) free(block);
-    return 0;
-  }
-  int64_t block[plans_size() / sizeof(int64_t) + 1];
+  int64_t strides[OP.input_count + 1][MAX_RANK], block[plans_size() / sizeof(int64_t) + 1];
   Plan* plan = plan_at(block);
-  if (prepare(plan, views, views + OP.input_count) == 0 && relu_ops_run(plan) == 0)
-    result->v_int64 = 1;
-  return 0;
+  void* answer = none;
+  if (count >= 2 && views_of_headers(views, strides, arguments[0], arguments[1]) == 0 &&
+      prepare(plan, views, views + OP.input_count) == 0) {
+    if (count > 2) plan->threads = (int32_t)python.as_long(arguments[2]);
+    void* thread = plan->keeps_gil ? NULL : python.release_gil();
+    if (relu_ops_run(plan) == 0) answer = arguments[1];
+    if (thread) {
+      leave(0);
+      python.take_gil(thread);
+    }
+  }
+  python.refer_to(answer);
+  return answer;
 }
 
 /* Called by the last thread when the interpreter is about to end, with the address of a function that
@@ -698,9 +700,9 @@ EXPORT int __tvm_ffi_end(void* self, const TVMFFIAny* arguments, int32_t count, 
   return 0;
 }
 
-/* How operators of this library run from now on: what relu_ops_configure takes, then the address of
- * numpy.ndarray, or 0, and the number of bfloat16 (see runtime/headers.py). A newer runtime may have more to say: it is not
- * understood here, and not needed. */
+/* How operators of this library run from now on: what relu_ops_configure takes, the number of elements
+ * up to which a call keeps the GIL, and the address of a Python, which is copied. A newer runtime may
+ * have more to say: it is not understood here, and not needed. */
 enum { SETTINGS = 6 };
 
 EXPORT int __tvm_ffi_configure(void* self, const TVMFFIAny* arguments, int32_t count,
@@ -714,8 +716,8 @@ EXPORT int __tvm_ffi_configure(void* self, const TVMFFIAny* arguments, int32_t c
     values[k] = arguments[k].v_int64;
   }
   relu_ops_configure((int)(values[0] < 256 ? values[0] : 256), values[1], values[2], values[3]);
-  array_type = (const void*)(intptr_t)values[4];
-  bfloat16_number = values[5];
+  few_elements = values[4];
+  memcpy(&python, (const void*)(intptr_t)values[5], sizeof(python));
   result->type_index = kTVMFFINone;
   result->v_int64 = 0;
   return 0;

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from relu_ops import ir, reference
+from relu_ops import ir
 from relu_ops.compiler import lookup
 from relu_ops.semantics import DTYPES, Dtype
 
@@ -554,9 +554,10 @@ def leaky_relu(e: Emitter, x: Operand, *, alpha: float) -> Operand:
 def _attribute(e: Emitter, value: float, dtype: str) -> Operand:
     """A float32 attribute in the dtype of the input that it meets, rounded once."""
     number = np.asarray(np.float32(value))
-    if np.isnan(number):
+    if not DTYPES[dtype].is_narrow_float or np.isnan(number):
         return cast(e, e.constant(number, "float32"), to=dtype)
-    return e.constant(reference.cast(number, to=dtype), dtype)
+    with np.errstate(over="ignore"):
+        return e.constant(number.astype(DTYPES[dtype].numpy), dtype)
 
 
 def prelu(e: Emitter, x: Operand, slope: Operand) -> Operand:

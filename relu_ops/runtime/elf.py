@@ -48,8 +48,10 @@ _COMMON_IMPORTS = frozenset(
     }
 )
 _COMMON_EXPORTS = frozenset(
-    f"__tvm_ffi_{name}"
-    for name in ("call", "bind", "call_headers", "call_views", "bind_views", "configure", "end")
+    {
+        *("__tvm_ffi_call", "__tvm_ffi_call_views", "__tvm_ffi_configure", "__tvm_ffi_end"),
+        *("__tvm_ffi_bind", "__tvm_ffi_bind_views", "relu_ops_compute"),
+    }
 )
 
 ALLOWANCES = {

@@ -27,6 +27,10 @@ from relu_ops.errors import BundleError
 from relu_ops.runtime import elf, headers, threads
 from relu_ops.runtime.threads import Settings
 
+FEW_ELEMENTS = 8192
+"""A call of up to as many takes some microseconds at most, and keeps the GIL: to release it costs
+30 ns, a quarter of a bound call of few elements."""
+
 _ALL_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
 _F_ADD_SEALS = 1033
 
@@ -42,11 +46,10 @@ class Library:
         bind: As call, but returns a function without arguments that computes.
         call_views: Computes on what a description in memory says, given its address.
         bind_views: As call_views, but returns a function.
-        call_headers: As call, but given the addresses of a tuple of NumPy arrays and of one for the
-            output. Keeps the GIL, and returns 1 (done), a function without arguments that does it
-            and does not need the GIL (many elements), or 0 (it cannot).
         configure: Sets threads and thresholds; see runtime/threads.py.
         end: Says that the interpreter is about to end.
+        compute: Of a tuple of NumPy arrays and of one for the output (and optionally the number of
+            threads). Returns the output, or None where it cannot; keeps the GIL for few elements.
         prepare: For CUDA alone: makes a device ready; see runtime/driver.py.
     """
 
@@ -54,9 +57,9 @@ class Library:
     bind: Callable[..., Callable[[], None]]
     call_views: Callable[..., None]
     bind_views: Callable[..., Any]
-    call_headers: Callable[[int, int], Any]
     configure: Callable[..., None]
     end: Callable[[int], None]
+    compute: Callable[..., Any]
     prepare: Callable[[int, int, int], None] | None = None
 
 
@@ -128,8 +131,8 @@ def configure_all(settings: Settings) -> None:
 
 
 def _configure(opened: Library, settings: Settings) -> None:
-    known = (headers.array_type(), headers.bfloat16_number())
-    opened.configure(*dataclasses.astuple(settings), *known)
+    python = headers.about_python()
+    opened.configure(*dataclasses.astuple(settings), FEW_ELEMENTS, ctypes.addressof(python))
 
 
 def _open(content: bytes, name: str) -> Library:
@@ -137,17 +140,25 @@ def _open(content: bytes, name: str) -> Library:
     try:
         library = _load_from_memory(content)
         functions = {
-            function: ffi.Function.__from_extern_c__(
-                ctypes.cast(library[f"__tvm_ffi_{function}"], ctypes.c_void_p).value,
-                keep_alive_object=library,
-            )
+            function: _function(ffi, library, function)
             for function in Library.__dataclass_fields__
-            if function != "prepare" or hasattr(library, "__tvm_ffi_prepare")
+            if function != "prepare" or hasattr(library, symbol_of(function))
         }
     except (OSError, AttributeError) as error:
         raise BundleError(f"{name}: cannot be loaded: {error}") from error
-    functions["call_headers"].release_gil = False
     return Library(**functions)
+
+
+def symbol_of(name: str) -> str:
+    """What a library calls a function of `Library`."""
+    return "relu_ops_compute" if name == "compute" else f"__tvm_ffi_{name}"
+
+
+def _function(ffi: Any, library: ctypes.CDLL, name: str) -> Any:
+    address = ctypes.cast(library[symbol_of(name)], ctypes.c_void_p).value or 0
+    if name == "compute":
+        return headers.function_at(address)
+    return ffi.Function.__from_extern_c__(address, keep_alive_object=library)
 
 
 def _load_from_memory(content: bytes) -> ctypes.CDLL:

@@ -12,14 +12,12 @@ from relu_ops import bundle as bundles
 from relu_ops.bundle import Bundle, Tensor, Term
 from relu_ops.errors import ArgumentError, ArgumentTypeError
 from relu_ops.runtime import arrays, memory
-from relu_ops.runtime.library import Library, open_library
+from relu_ops.runtime.library import FEW_ELEMENTS, Library, open_library
 from relu_ops.runtime.threads import check_count
 from relu_ops.semantics import DTYPES
 from relu_ops.targets import Target
 
 _ndarray, _empty_like = np.ndarray, np.empty_like
-_FEW_ELEMENTS = 8192
-"""A bound call of up to as many takes less than a few microseconds, and keeps the GIL."""
 
 
 class BoundCall(functools.partial[None]):
@@ -62,14 +60,14 @@ class Operator:
         self._library: Library = open_library(
             bundle.contents[entry.path], f"{bundle.path}: {entry.path}", target.kind
         )
-        self._call_headers = self._library.call_headers
+        self._compute = self._library.compute
         self._single = len(self.outputs) == 1
         self._dtypes = [tensor.dtype for tensor in self.inputs + self.outputs]
         self._shaping = _inputs_that_shape(manifest.output_terms)
         self._output_dtype = DTYPES[self.outputs[0].dtype].numpy
 
-    # The first branch below is the whole fast path. The entry checks everything before it writes
-    # anything, so that a refusal can be answered by the careful path from the start.
+    # The entry checks everything before it writes anything, so that a refusal can be answered by
+    # the careful path from the start.
 
     def __call__(self, *inputs: Any, out: Any = None, threads: int | None = None) -> Any:
         """Compute.
@@ -91,14 +89,12 @@ class Operator:
             ArgumentError: An argument has the wrong shape or device, or there are too many; or
                 threads is out of range.
         """
+        result = self._new_output(inputs) if out is None else out
         if threads is None:
-            result = self._new_output(inputs) if out is None else out
-            done = self._call_headers(id(inputs), id(result))
-            if done:
-                if done != 1:
-                    done()
-                return result
-        return self._careful_call(inputs, out, threads)
+            done = self._compute(inputs, result)
+        else:
+            done = self._compute(inputs, result, check_count("threads", threads))
+        return result if done is not None else self._careful_call(inputs, out, threads)
 
     def _new_output(self, inputs: tuple[Any, ...]) -> np.ndarray | None:
         """An output of the shape that the inputs broadcast to, where that is all there is to it.
@@ -148,8 +144,7 @@ class Operator:
                 raise ArgumentError(f"{self.name}: out for {tensor.name} is misaligned")
         description = arrays.describe([*views, *results], self._dtypes)
         function = self._library.bind_views(description.ctypes.data, *_thread_count(threads))
-        # Releasing the GIL costs 30 ns, a quarter of such a call.
-        function.release_gil = max(result.size for result in results) > _FEW_ELEMENTS
+        function.release_gil = max(result.size for result in results) > FEW_ELEMENTS
         call = BoundCall(function)
         call.inputs, call.out, call.views = inputs, returned, (*views, *results)
         return call
