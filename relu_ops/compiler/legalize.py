@@ -15,7 +15,8 @@ there were neither NaN nor -0.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +75,8 @@ class Emitter:
         externs: LLVM IR of the helpers used, by name.
         native_float16: True where the target converts float16 in hardware.
         has_lookup: True where it has the vectors that `lookup` is written for.
-        widest_bits: The widest element bound so far, but for rare branches of narrower results.
-        looks_up: Whether something is looked up.
+        widest_bits: The widest element bound so far, but for what is computed in parts.
+        fills_registers: Whether something needs whole registers: is looked up, or in parts.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Emitter:
         self.native_float16 = native_float16
         self.has_lookup = has_lookup
         self.widest_bits = 8
-        self.looks_up = False
+        self.fills_registers = False
 
     # -- basics ----------------------------------------------------------------------------
 
@@ -185,39 +186,37 @@ class Emitter:
 
     def product_bfloat16(self, a: Operand, b: Operand) -> Operand:
         """The product of two bfloat16, rounded once."""
-        wide_a, wide_b = self.widened(a), self.widened(b)
-        scale = self.floating("float32", 2.0**48)
-        scaled = lambda: tirx.Mul(tirx.Mul(wide_a, scale), tirx.Mul(wide_b, scale))
-        return self.tiny_exact(tirx.Mul(wide_a, wide_b), scaled)
+        with self._in_parts():
+            wide_a, wide_b = self._parted(a), self._parted(b)
+            scale = self.floating("float32", 2.0**48)
+            scaled = lambda: tirx.Mul(tirx.Mul(wide_a, scale), tirx.Mul(wide_b, scale))
+            return self._tiny_exact(tirx.Mul(wide_a, wide_b), scaled)
 
-    def sloped_bfloat16(
-        self, x: Operand, slope: Operand, plain: Callable[[Operand], Operand]
-    ) -> Operand:
+    def quotient_bfloat16(self, a: Operand, b: Operand) -> Operand:
+        """The quotient of two bfloat16, rounded once."""
+        with self._in_parts():
+            wide_a, wide_b = self._parted(a), self._parted(b)
+            larger = self.floating("float32", 2.0**96)
+            scaled = lambda: tirx.Div(tirx.Mul(wide_a, larger), wide_b)
+            return self._tiny_exact(tirx.Div(wide_a, wide_b), scaled)
+
+    def sloped_bfloat16(self, x: Operand, slope: Operand, plain: Callable[[], Operand]) -> Operand:
         """slope * x if x < 0 else x, by a table where there is one and it holds for every lane.
 
         Args:
             x: A bfloat16.
             slope: A constant one.
-            plain: The same by arithmetic.
+            plain: Emits the same as arithmetic.
         """
         table = None
         if self.has_lookup and slope.pattern is not None:
             table = lookup.slope_of(slope.pattern)
-        if table is None:
-            return plain(x)
-        self.looks_up = True
-        # What is widened in a branch is not there for those who did not take it: an operand apart.
-        widest, apart = self.widest_bits, Operand(x.dtype, x.expr)
-        if self.lanes < lookup.WORDS:
-            result = plain(apart)
-        else:
-            self.externs |= dict([table.results, table.misses])
-            found = tirx.call_pure_extern(self.type("uint16"), table.results[0], x.expr)
-            misses = tirx.call_pure_extern("int32", table.misses[0], x.expr)
-            is_missed = tirx.NE(misses, tirx.IntImm("int32", 0))
-            result = self._unless(is_missed, lambda: plain(apart), found)
-        self.widest_bits = max(widest, x.row.bits)
-        return result
+        if table is None or self.lanes < lookup.WORDS:
+            return plain()
+        self.externs |= dict([table.results, table.misses])
+        found = tirx.call_pure_extern(self.type("uint16"), table.results[0], x.expr)
+        misses = tirx.call_pure_extern("int32", table.misses[0], x.expr)
+        return self._unless(tirx.NE(misses, tirx.IntImm("int32", 0)), plain, found)
 
     def _unless(self, is_rare: Expr, rare: Callable[[], Operand], common: Expr) -> Operand:
         """A bfloat16 whose bits are `common`, or what a branch for all lanes computes.
@@ -283,13 +282,17 @@ class Emitter:
         return Operand(dtype, self.bind("uint16", round_once(x)))
 
     def _narrow_bfloat16(self, x: Expr) -> Expr:
-        u32 = lambda value: self.integer("uint32", value)
-        upper = tirx.shift_right(self.bits("uint32", x), u32(16))
-        quiet = self.cast("uint16", upper | u32(0x40))
-        return tirx.Select(unequal(x, x), quiet, self._round_bfloat16(x))
+        upper = tirx.shift_right(self._upper_half_rounded(x), self.integer("uint32", 16))
+        return self.cast("uint16", upper)
 
-    def _round_bfloat16(self, x: Expr) -> Expr:
-        """Round a number, or a NaN whose lower 16 bits are zero, to the bits of a bfloat16.
+    def _upper_half_rounded(self, x: Expr) -> Expr:
+        """A bfloat16 in the upper half of a word, above bits that do not matter."""
+        x = self.bind("float32", x)
+        quiet = self.bits("uint32", x) | self.integer("uint32", 0x400000)
+        return tirx.Select(unequal(x, x), quiet, self._upper_half_of_number(x))
+
+    def _upper_half_of_number(self, x: Expr) -> Expr:
+        """The same of a number, or of a NaN whose lower 16 bits are zero.
 
         The sum cannot carry into the sign of such a NaN. They are the only ones that x86 makes of
         bfloat16 operands: an operand itself, made quiet, or 0x7FC00000.
@@ -297,9 +300,58 @@ class Emitter:
         u32 = lambda value: self.integer("uint32", value)
         bits = self.bind("uint32", self.bits("uint32", x))
         odd = tirx.shift_right(bits, u32(16)) & u32(1)
-        bias = tirx.Add(odd, u32(0x7FFF))
-        rounded = tirx.shift_right(self.wrapping("add", "uint32", bits, bias), u32(16))
-        return self.cast("uint16", rounded)
+        return self.wrapping("add", "uint32", bits, tirx.Add(odd, u32(0x7FFF)))
+
+    # A vector of words holds two bfloat16 in each: those with even numbers need one shift to become
+    # float32, the others one mask. What is computed from them comes in this order, the even ones
+    # first, and has to be joined again: less than half the instructions of widening one by one.
+
+    @contextlib.contextmanager
+    def _in_parts(self) -> Iterator[None]:
+        """What is float32 here is two registers for one of bfloat16, and worth whole ones."""
+        widest = self.widest_bits
+        yield
+        self.widest_bits, self.fills_registers = max(widest, 16), True
+
+    def _parted(self, x: Operand) -> Expr:
+        """The float32 values of a bfloat16 operand, those with even numbers first."""
+        if self.lanes == 1 or x.pattern is not None:
+            return self.widened(x)
+        words, half = f"<{self.lanes // 2} x i32>", f"<{self.lanes} x i16>"
+        name = f"relu_ops.part.x{self.lanes}"
+        self.externs[name] = (
+            f"define internal <{self.lanes} x float> @{name}({half} %x) alwaysinline {{\n"
+            f"  %w = bitcast {half} %x to {words}\n"
+            f"  %e = shl {words} %w, splat (i32 16)\n"
+            f"  %o = and {words} %w, splat (i32 -65536)\n"
+            f"  %r = shufflevector {words} %e, {words} %o, {self._places(range(self.lanes))}\n"
+            f"  %f = bitcast <{self.lanes} x i32> %r to <{self.lanes} x float>\n"
+            f"  ret <{self.lanes} x float> %f\n}}\n"
+        )
+        values = tirx.call_pure_extern(self.type("float32"), name, x.expr)
+        return self.bind("float32", values)
+
+    def _joined(self, upper: Expr) -> Expr:
+        """The upper halves of words that come from parted operands, in their order again."""
+        if self.lanes == 1:
+            return self.cast("uint16", tirx.shift_right(upper, self.integer("uint32", 16)))
+        n, all_, words = self.lanes, f"<{self.lanes} x i32>", f"<{self.lanes // 2} x i32>"
+        name = f"relu_ops.join.x{n}"
+        self.externs[name] = (
+            f"define internal <{n} x i16> @{name}({all_} %x) alwaysinline {{\n"
+            f"  %e = shufflevector {all_} %x, {all_} poison, {self._places(range(n // 2))}\n"
+            f"  %o = shufflevector {all_} %x, {all_} poison, {self._places(range(n // 2, n))}\n"
+            f"  %l = lshr {words} %e, splat (i32 16)\n"
+            f"  %h = and {words} %o, splat (i32 -65536)\n"
+            f"  %w = or {words} %l, %h\n"
+            f"  %r = bitcast {words} %w to <{n} x i16>\n  ret <{n} x i16> %r\n}}\n"
+        )
+        return tirx.call_pure_extern(self.type("uint16"), name, upper)
+
+    @staticmethod
+    def _places(numbers: range) -> str:
+        listed = ", ".join(f"i32 {number}" for number in numbers)
+        return f"<{len(numbers)} x i32> <{listed}>"
 
     def _narrow_float16(self, x: Expr) -> Expr:
         if self.native_float16:
@@ -358,7 +410,7 @@ class Emitter:
             return self.narrow(dtype, expr)
         return Operand(dtype, self.bind(dtype, expr))
 
-    def tiny_exact(self, result: Expr, scaled: Callable[[], Expr]) -> Operand:
+    def _tiny_exact(self, result: Expr, scaled: Callable[[], Expr]) -> Operand:
         """Round a bfloat16 product or quotient whose float32 result may be subnormal.
 
         bfloat16 has the exponents of float32: below 2**-126 the float32 result is itself
@@ -366,7 +418,7 @@ class Emitter:
         are rare, and cost twice the instructions: they have a branch of their own.
 
         Args:
-            result: The float32 result of two widened bfloat16.
+            result: The float32 result of two operands that were `parted`.
             scaled: Emits the same result times 2**96, where float32 still holds its exact side
                 of every tie.
         """
@@ -377,9 +429,11 @@ class Emitter:
             approximate = self.bind("float32", tirx.Mul(result, larger))
             odd = self._to_odd(result, approximate, self.bind("float32", scaled()))
             tiny = tirx.LT(self._magnitude(result), self.integer("uint32", 0x800000))
-            return self.narrow("bfloat16", tirx.Select(tiny, odd, result))
+            rounded = self._upper_half_rounded(tirx.Select(tiny, odd, result))
+            return Operand("bfloat16", self._joined(rounded))
 
-        return self._unless(self._has_subnormal(result), exact, self._round_bfloat16(result))
+        common = self._joined(self._upper_half_of_number(result))
+        return self._unless(self._has_subnormal(result), exact, common)
 
     def _magnitude(self, x: Expr) -> Expr:
         return self.bits("uint32", x) & self.integer("uint32", 0x7FFFFFFF)
@@ -390,12 +444,19 @@ class Emitter:
         below = self.wrapping("sub", "uint32", self._magnitude(x), one)
         if self.lanes == 1:
             return tirx.LT(below, least)
-        lanes, name = self.lanes, f"relu_ops.any_below.x{self.lanes}"
+        name, n, half = f"relu_ops.any_below.x{self.lanes}", self.lanes, self.lanes // 2
+        all_, some = f"<{n} x i32>", f"<{half} x i32>"
+        # The least of each pair first: the vector is two registers, and a minimum one instruction.
         self.externs[name] = (
-            f"declare i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1>)\n"
-            f"define internal i32 @{name}(<{lanes} x i32> %a, <{lanes} x i32> %b) alwaysinline {{\n"
-            f"  %c = icmp ult <{lanes} x i32> %a, %b\n"
-            f"  %d = call i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1> %c)\n"
+            f"declare i1 @llvm.vector.reduce.or.v{half}i1(<{half} x i1>)\n"
+            f"declare {some} @llvm.umin.v{half}i32({some}, {some})\n"
+            f"define internal i32 @{name}({all_} %a, {all_} %b) alwaysinline {{\n"
+            f"  %l = shufflevector {all_} %a, {all_} poison, {self._places(range(half))}\n"
+            f"  %h = shufflevector {all_} %a, {all_} poison, {self._places(range(half, n))}\n"
+            f"  %t = shufflevector {all_} %b, {all_} poison, {self._places(range(half))}\n"
+            f"  %m = call {some} @llvm.umin.v{half}i32({some} %l, {some} %h)\n"
+            f"  %c = icmp ult {some} %m, %t\n"
+            f"  %d = call i1 @llvm.vector.reduce.or.v{half}i1(<{half} x i1> %c)\n"
             "  %r = zext i1 %d to i32\n  ret i32 %r\n}\n"
         )
         found = tirx.call_pure_extern("int32", name, below, least)
@@ -499,9 +560,13 @@ class CudaEmitter(Emitter):
     def _narrow_bfloat16(self, x: Expr) -> Expr:
         return tirx.call_pure_extern("uint16", "relu_ops_narrow_bfloat16", x)
 
-    def _round_bfloat16(self, x: Expr) -> Expr:
+    def _upper_half_rounded(self, x: Expr) -> Expr:
+        wide = tirx.Cast("uint32", self._narrow_bfloat16(x))
+        return tirx.shift_left(wide, self.integer("uint32", 16))
+
+    def _upper_half_of_number(self, x: Expr) -> Expr:
         """Any NaN: the one that a device makes is all ones."""
-        return self._narrow_bfloat16(x)
+        return self._upper_half_rounded(x)
 
     def _widen_float16(self, bits: Expr) -> Expr:
         return tirx.call_pure_extern("float32", "relu_ops_widen_float16", bits)
@@ -547,8 +612,8 @@ def _is_negative(e: Emitter, x: Operand) -> Expr:
 def leaky_relu(e: Emitter, x: Operand, *, alpha: float) -> Operand:
     """alpha * x if x < 0 else x: never a maximum, which only holds for alpha <= 1."""
     slope = _attribute(e, alpha, x.dtype)
-    plain = lambda x: e.select(_is_negative(e, x), mul(e, slope, x), x)
-    return e.sloped_bfloat16(x, slope, plain) if x.dtype == "bfloat16" else plain(x)
+    plain = lambda: e.select(_is_negative(e, x), mul(e, slope, x), x)
+    return e.sloped_bfloat16(x, slope, plain) if x.dtype == "bfloat16" else plain()
 
 
 def _attribute(e: Emitter, value: float, dtype: str) -> Operand:
@@ -651,11 +716,9 @@ def mul(e: Emitter, a: Operand, b: Operand) -> Operand:
 def div(e: Emitter, a: Operand, b: Operand) -> Operand:
     if not a.row.is_float:
         return _integer_div(e, a, b)
-    wide_a, wide_b = e.widened(a), e.widened(b)
-    if a.dtype != "bfloat16":
-        return e.rounded(a.dtype, tirx.Div(wide_a, wide_b))
-    scaled = lambda: tirx.Div(tirx.Mul(wide_a, e.floating("float32", 2.0**96)), wide_b)
-    return e.tiny_exact(tirx.Div(wide_a, wide_b), scaled)
+    if a.dtype == "bfloat16":
+        return e.quotient_bfloat16(a, b)
+    return e.rounded(a.dtype, tirx.Div(e.widened(a), e.widened(b)))
 
 
 def _integer_div(e: Emitter, a: Operand, b: Operand) -> Operand:

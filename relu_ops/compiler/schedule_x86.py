@@ -213,7 +213,7 @@ class _Scheduler:
         self._lower(trial, _int(0))
         stored = max(DTYPES[d].bits for d in self.dtypes)
         vector_bytes = self.target.vector_bytes
-        if trial.widest_bits <= stored and not trial.looks_up:
+        if trial.widest_bits <= stored and not trial.fills_registers:
             vector_bytes = min(vector_bytes, _ENOUGH_BYTES)
         return vector_bytes * 8 // max(trial.widest_bits, stored)
 
@@ -248,7 +248,7 @@ class _Scheduler:
         if self.table is None:
             leaf = functools.partial(self._operand, emitter, start)
             return legalize.lower(self.graph, emitter, leaf)
-        emitter.looks_up = True
+        emitter.fills_registers = True
         x = emitter.loaded(self.leaves[0].dtype, self._load(0, start, emitter.lanes))
         name, text = lookup.function_of(self.table, emitter.lanes)
         self.externs[name] = text
