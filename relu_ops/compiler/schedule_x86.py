@@ -32,10 +32,10 @@ _SMALLEST_STREAM = 16
 _ENOUGH_BYTES = 32
 """Bytes of a vector where nothing is widened or looked up, so that memory decides.
 
-Wider ones gain at most 4 % there, in the first-level cache and on aligned arrays, and lose 2 to
-34 % elsewhere: on 1M float32, relu takes 94 us with 32 bytes and 92 with 64, but 100 and 109 on
-arrays aligned as malloc aligns them; relu_grad 154 and 163; scale_bias_leaky_relu 97 and 109; relu
-on 16M 3.1 and 3.3 ms (AMD EPYC, Zen 4, one thread, 2026-11-21).
+Wider ones gain up to 12 % in the first-level cache, where everything that is read is aligned to
+them, and lose up to 34 % there where it is not, and 2 to 13 % beyond: on 1M float32, relu takes
+94 us with 32 bytes and 92 with 64, relu_grad 154 and 163, scale_bias_leaky_relu 97 and 109, relu on
+16M 3.1 and 3.3 ms (AMD EPYC, Zen 4, one thread, 2026-11-21).
 """
 
 _LARGEST_UNROLLED_TAIL = 40
