@@ -119,6 +119,20 @@ def test_data_are_aligned_and_special_data_are_special() -> None:
     assert not np.array_equal(plain, plain.astype(np.float32))  # all its bits are used
 
 
+@pytest.mark.parametrize("name", [name for name, case in cases.CASES.items() if case.arrange])
+def test_arranged_inputs_have_their_values_elsewhere(name: str) -> None:
+    case = cases.find(name)
+    graph = frontend.import_model(frontend.read_model(case.make("float32")))
+    compact = cases.ordinary_inputs(graph, 1024)
+    first, *others = case.arranged(compact)
+    assert first.shape == (2, 512) and np.array_equal(first.reshape(-1), compact[0])
+    for x in others:
+        assert x.shape == (2, 1) and (x[:, 0] == compact[1][::512]).all()
+    assert others or not first.flags.c_contiguous
+    (group,) = runner.plan([case], sizes=[1024])
+    assert group.peers == case.peers
+
+
 def test_large_arrays_are_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("relu", "scale_bias_leaky_relu", "scale_bias_leaky_relu_nchw"):
         problem, expected = problem_of(name, "float32", 1 << 18)

@@ -48,6 +48,8 @@ class Case:
             by so many units in the last place of the largest intermediate value.
         alpha: The slope, for peers that are told it: a float32, as ONNX has it, also in float64.
         magnitude: The largest intermediate value, from the inputs; None where it is the result.
+        arrange: Lays out inputs that come compact; None where they stay so.
+        peers: Who takes part; empty for everybody.
     """
 
     name: str
@@ -58,6 +60,12 @@ class Case:
     roundings: int = 0
     alpha: float = 0.0
     magnitude: Callable[..., np.ndarray] | None = None
+    arrange: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None = None
+    peers: tuple[str, ...] = ()
+
+    def arranged(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The inputs as this case has them in memory; the same values, if rows do not repeat."""
+        return list(inputs) if self.arrange is None else self.arrange(inputs)
 
 
 def _graph(name: str, **settings: Any) -> Callable[[str], Any]:
@@ -72,6 +80,32 @@ def _graph(name: str, **settings: Any) -> Callable[[str], Any]:
 def _product_and_bias(x: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return np.abs(x * scale) + np.abs(bias)
 
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    return x.reshape(-1, min(COLUMNS, x.size))
+
+
+def _transposed(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    x = _rows(inputs[0])
+    columns = aligned(x.shape[::-1], x.dtype)
+    columns[...] = x.T
+    return [columns.T]
+
+
+def _every_second(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    x = _rows(inputs[0])
+    twice = aligned((x.shape[0], 2 * x.shape[1]), x.dtype)
+    twice[:, ::2] = twice[:, 1::2] = x
+    return [twice[:, ::2]]
+
+
+def _one_column(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    a, b = _rows(inputs[0]), _rows(inputs[1])
+    return [a, b[:, :1].copy()]
+
+
+_TAKE_ANY_LAYOUT = ("relu_ops", "relu_ops_out", "relu_ops_new", "numpy", "torch")
+"""Peers that read arrays where they lie; the others would be timed on a copy."""
 
 _SMALL_SLOPE, _SLOPE = float(np.float32(0.01)), float(np.float32(0.1))
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -102,6 +136,18 @@ CASES: dict[str, Case] = {
         Case(
             "quantized_leaky_relu", "quantized_leaky_relu", "quantized leaky_relu(x)",
             ("int8",), _graph("quantized_leaky_relu"), 1, _SMALL_SLOPE,
+        ),
+        Case(
+            "relu_transposed", "relu", "relu(x.T)", _SINGLE, _graph("relu"),
+            arrange=_transposed, peers=_TAKE_ANY_LAYOUT,
+        ),
+        Case(
+            "relu_strided", "relu", "relu(x[:, ::2])", _SINGLE, _graph("relu"),
+            arrange=_every_second, peers=_TAKE_ANY_LAYOUT,
+        ),
+        Case(
+            "add_relu_broadcast", "add_relu", "relu(a + column)", _SINGLE, _graph("add_relu"), 1,
+            arrange=_one_column, peers=_TAKE_ANY_LAYOUT,
         ),
     )
 }

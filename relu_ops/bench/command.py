@@ -110,14 +110,16 @@ def committed(levels: Sequence[str] | None = None) -> list[Group]:
         replace(group, modes=MODES)
         if group.case.name in _COMPANY and group.elements in _COMPANY_SIZES
         else group
-        for group in runner.plan(every, [best], ALL_SIZES)
+        for case in every
+        for group in runner.plan([case], [best], ALL_SIZES if not case.peers else _LEVEL_SIZES)
     ]
     for case in every:
         if case.dtypes[1:]:
             planned += runner.plan([case], [best], _DTYPE_SIZES, case.dtypes[1:])
     by_target = [p.name for p in peers.PEERS.values() if p.by_target and p.device == "cpu"]
+    usual = [case for case in every if not case.peers]
     for level in others:
-        planned += runner.plan(every, [level], _LEVEL_SIZES, names=by_target)
+        planned += runner.plan(usual, [level], _LEVEL_SIZES, names=by_target)
     return planned
 
 

@@ -113,7 +113,8 @@ def plan(
     resolved = list(dict.fromkeys(_runnable(level) for level in levels))
     groups = []
     for case, level in itertools.product(chosen, resolved):
-        who = _participants(level, resolved, names)
+        everybody = _participants(level, resolved, names)
+        who = tuple(name for name in everybody if not case.peers or name in case.peers)
         for dtype in [d for d in case.dtypes if d in dtypes] if dtypes else case.dtypes[:1]:
             groups += [Group(case, dtype, level, size, tuple(modes), who) for size in sizes]
     if not groups:
@@ -315,7 +316,9 @@ class _Measurement:
         _, _, graph = self._subject(group)
         for name in group.peers:
             self._examine(group, name, graph)
-        inputs = cases.ordinary_inputs(graph, group.elements, self.settings.seed)
+        inputs = group.case.arranged(
+            cases.ordinary_inputs(graph, group.elements, self.settings.seed)
+        )
         problem, expected = self._problem(group, inputs, graph)
         prepared: dict[str, Prepared] = {}
         for name in group.peers:
@@ -362,7 +365,7 @@ class _Measurement:
         counts: list[dict[str, int]] = []
         for inputs in (ordinary, cases.special_inputs(graph)):
             found: Counter[str] | Skipped | None
-            found = self._examined_on(peer, group, inputs, graph)
+            found = self._examined_on(peer, group, group.case.arranged(inputs), graph)
             if not isinstance(found, Skipped):
                 counts.append(dict(sorted(found.items())))
                 # What it does to special values is shown; on ordinary data it has to be right.
