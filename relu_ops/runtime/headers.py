@@ -86,7 +86,6 @@ class _Method(ctypes.Structure):
 
 
 _METH_FASTCALL = 0x80
-_methods: list[_Method] = []  # Python reads them for as long as the functions live
 
 _TYPE_NUMBERS = {
     **{"bool": 0, "int8": 1, "uint8": 2, "int16": 3, "uint16": 4, "int32": 5, "uint32": 6},
@@ -118,10 +117,13 @@ def function_at(address: int) -> Callable[..., Any]:
     """
     if not array_type():
         return lambda *arguments: None
-    _methods.append(_Method(b"compute", address, _METH_FASTCALL, None))
+    method = _Method(b"compute", address, _METH_FASTCALL, None)
+    # Python reads it for as long as the function lives, which may be longer than any module does:
+    # an interpreter that ends clears those first. So it stays for good, as the library does.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(method))
     convention = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, *(ctypes.py_object,) * 2)
     make = convention(("PyCFunction_NewEx", ctypes.pythonapi))
-    return make(ctypes.addressof(_methods[-1]), None, "relu_ops")
+    return make(ctypes.addressof(method), None, "relu_ops")
 
 
 def _are_readable() -> bool:
