@@ -57,7 +57,6 @@ class _Tuple(ctypes.Structure):
         ("references", ctypes.c_int64),
         ("type", ctypes.c_void_p),
         ("count", ctypes.c_int64),
-        ("items", ctypes.c_void_p * 6),
     )
 
 
@@ -71,6 +70,7 @@ class _Python(ctypes.Structure):
         ("as_long", ctypes.c_void_p),
         ("release_gil", ctypes.c_void_p),
         ("take_gil", ctypes.c_void_p),
+        ("items_at", ctypes.c_int64),
     )
 
 
@@ -107,7 +107,7 @@ def about_python() -> ctypes.Structure:
         return _Python(0, number)
     names = ("Py_IncRef", "PyLong_AsLong", "PyEval_SaveThread", "PyEval_RestoreThread")
     functions = [ctypes.cast(ctypes.pythonapi[name], ctypes.c_void_p) for name in names]
-    return _Python(array_type(), number, *functions)
+    return _Python(array_type(), number, *functions, _items_at())
 
 
 def function_at(address: int) -> Callable[..., Any]:
@@ -126,6 +126,11 @@ def function_at(address: int) -> Callable[..., Any]:
     return make(ctypes.addressof(method), None, "relu_ops")
 
 
+def _items_at() -> int:
+    """Where the items of a tuple begin: a cached hash lies before them from Python 3.14 on."""
+    return tuple.__basicsize__
+
+
 def _are_readable() -> bool:
     """True where the layout is the one that entry.c knows, and the GIL keeps it still."""
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -135,11 +140,11 @@ def _are_readable() -> bool:
         return False
     numbers = all(np.dtype(name).num == number for name, number in _TYPE_NUMBERS.items())
     arrays = tuple(_probes())
-    items = _Tuple.from_address(id(arrays))
+    items = (ctypes.c_void_p * len(arrays)).from_address(id(arrays) + _items_at())
     return (
         numbers
-        and items.count == len(arrays)
-        and list(items.items[: len(arrays)]) == [id(array) for array in arrays]
+        and _Tuple.from_address(id(arrays)).count == len(arrays)
+        and list(items) == [id(array) for array in arrays]
         and all(_reads_as_it_is(array) for array in arrays)
     )
 
