@@ -6,6 +6,7 @@ told to: it never hangs and never crashes.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -311,6 +312,36 @@ def test_abrupt_ends_while_threads_call(bundle: Path, end: str) -> None:
     code = _EXIT.partition("if sys.argv[3]")[0] + end
     done = run_script(code, bundle, 0.02, seconds=60)
     assert done.returncode == {"os._exit(3)": 3, "os.abort()": -6}.get(end, -15)
+
+
+def test_an_object_that_computes_when_all_modules_are_gone(bundle: Path) -> None:
+    """The first module that is loaded is the last to go; freed memory is overwritten here."""
+    code = """
+import os, sys
+import numpy as np, relu_ops
+from relu_ops.runtime import library
+class Late:
+    def __init__(self, op):
+        self.bound, self.compute = op.bind(np.full(3, -1, np.float32)), op._compute
+        sizes = (3, 2 * library.FEW_ELEMENTS)
+        self.arrays = [(np.full(n, -1, np.float32), np.zeros(n, np.float32)) for n in sizes]
+        self.want = [np.full(n, -0.5, np.float32).tobytes() for n in sizes]
+    def __del__(self, write=os.write, library=library):
+        self.bound()
+        for (x, out), want in zip(self.arrays, self.want):
+            self.compute((x,), out)
+            write(1, b"right " if out.tobytes() == want else b"wrong ")
+        write(1, b"at the end" if library._opened is None else b"too early")
+sys.late = Late(relu_ops.load(sys.argv[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, bundle],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONMALLOC": "debug"},
+    )
+    assert_fine(done, "right right at the end")
 
 
 # ---------------------------------------------------------------- processors

@@ -96,6 +96,31 @@ def test_what_it_takes(relu: Operator) -> None:
             assert same_bits(out, relu._careful_call((x,), None, None))
 
 
+def test_the_items_of_a_tuple_may_begin_elsewhere(
+    relu: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told that they begin one item later, an operator takes the second one for the first."""
+    x = arrays(relu)[0]
+    one_later = tuple.__basicsize__ + object.__basicsize__ // 2
+    with monkeypatch.context() as patch:
+        patch.setattr(headers, "_items_at", lambda: one_later)
+        library.configure_all(threads.settings())
+        try:
+            # The count says one item, and the tuple has a second behind it.
+            inputs, out = (None, x), np.ones_like(x)
+            count = headers._Tuple.from_address(id(inputs))
+            count.count = 1
+            try:
+                done = relu._compute(inputs, out)
+            finally:
+                count.count = 2
+        finally:
+            patch.undo()
+            library.configure_all(threads.settings())
+    assert done is out
+    assert same_bits(out, relu(x))
+
+
 def test_it_keeps_the_number_of_references() -> None:
     relu = operator(np.float32)
     for size in (8, 2 * library.FEW_ELEMENTS):

@@ -512,7 +512,8 @@ typedef struct {
 enum { C_CONTIGUOUS = 0x1, ALIGNED = 0x100, WRITEABLE = 0x400 };
 
 /* What the runtime tells of Python (runtime/headers.py): the type numpy.ndarray, NULL where headers must
- * not be read; what number NumPy gave to bfloat16; and functions of the interpreter. */
+ * not be read; what number NumPy gave to bfloat16; functions of the interpreter; and where the items of a
+ * tuple begin, which is 8 bytes later from Python 3.14 on. */
 typedef struct {
   const void* array_type;
   int64_t bfloat16_number;
@@ -520,9 +521,10 @@ typedef struct {
   long (*as_long)(void* object);
   void* (*release_gil)(void);
   void (*take_gil)(void* thread);
+  int64_t items_at;
 } Python;
 
-static Python python = {NULL, -1, NULL, NULL, NULL, NULL};
+static Python python = {NULL, -1, NULL, NULL, NULL, NULL, 0};
 
 /* NumPy's type numbers: from NPY_BOOL to NPY_DOUBLE, and NPY_HALF. */
 static DLDataType dtype_of_number(int32_t number) {
@@ -557,12 +559,11 @@ static int view_of_header(View* view, int64_t* strides, const ArrayHeader* array
   return 0;
 }
 
-/* A Python tuple. */
+/* A Python tuple, up to its items. */
 typedef struct {
   int64_t references;
   void* type;
   int64_t count;
-  const ArrayHeader* items[];
 } TupleHeader;
 
 typedef int (*Prepare)(Plan* plan, const TVMFFIAny* arguments, int32_t count);
@@ -656,8 +657,9 @@ static int views_of_headers(View* views, int64_t (*strides)[MAX_RANK], const Tup
   /* NumPy arrays are in the memory of the CPU. */
   int here = relu_ops_device_type == kDLCPU;
   if (!here || !python.array_type || OP.output_count != 1 || inputs->count != OP.input_count) return -1;
+  const ArrayHeader* const* items = (const void*)((const char*)inputs + python.items_at);
   for (int k = 0; k < OP.input_count; ++k)
-    if (view_of_header(&views[k], strides[k], inputs->items[k], ALIGNED)) return -1;
+    if (view_of_header(&views[k], strides[k], items[k], ALIGNED)) return -1;
   int k = OP.input_count;
   return view_of_header(&views[k], strides[k], output, ALIGNED | WRITEABLE);
 }

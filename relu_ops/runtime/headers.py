@@ -57,7 +57,6 @@ class _Tuple(ctypes.Structure):
         ("references", ctypes.c_int64),
         ("type", ctypes.c_void_p),
         ("count", ctypes.c_int64),
-        ("items", ctypes.c_void_p * 6),
     )
 
 
@@ -71,6 +70,7 @@ class _Python(ctypes.Structure):
         ("as_long", ctypes.c_void_p),
         ("release_gil", ctypes.c_void_p),
         ("take_gil", ctypes.c_void_p),
+        ("items_at", ctypes.c_int64),
     )
 
 
@@ -86,7 +86,6 @@ class _Method(ctypes.Structure):
 
 
 _METH_FASTCALL = 0x80
-_methods: list[_Method] = []  # Python reads them for as long as the functions live
 
 _TYPE_NUMBERS = {
     **{"bool": 0, "int8": 1, "uint8": 2, "int16": 3, "uint16": 4, "int32": 5, "uint32": 6},
@@ -108,7 +107,7 @@ def about_python() -> ctypes.Structure:
         return _Python(0, number)
     names = ("Py_IncRef", "PyLong_AsLong", "PyEval_SaveThread", "PyEval_RestoreThread")
     functions = [ctypes.cast(ctypes.pythonapi[name], ctypes.c_void_p) for name in names]
-    return _Python(array_type(), number, *functions)
+    return _Python(array_type(), number, *functions, _items_at())
 
 
 def function_at(address: int) -> Callable[..., Any]:
@@ -118,10 +117,18 @@ def function_at(address: int) -> Callable[..., Any]:
     """
     if not array_type():
         return lambda *arguments: None
-    _methods.append(_Method(b"compute", address, _METH_FASTCALL, None))
+    method = _Method(b"compute", address, _METH_FASTCALL, None)
+    # Python reads it for as long as the function lives, which may be longer than any module does:
+    # an interpreter that ends clears those first. So it stays for good, as the library does.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(method))
     convention = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, *(ctypes.py_object,) * 2)
     make = convention(("PyCFunction_NewEx", ctypes.pythonapi))
-    return make(ctypes.addressof(_methods[-1]), None, "relu_ops")
+    return make(ctypes.addressof(method), None, "relu_ops")
+
+
+def _items_at() -> int:
+    """Where the items of a tuple begin: a cached hash lies before them from Python 3.14 on."""
+    return tuple.__basicsize__
 
 
 def _are_readable() -> bool:
@@ -133,11 +140,11 @@ def _are_readable() -> bool:
         return False
     numbers = all(np.dtype(name).num == number for name, number in _TYPE_NUMBERS.items())
     arrays = tuple(_probes())
-    items = _Tuple.from_address(id(arrays))
+    items = (ctypes.c_void_p * len(arrays)).from_address(id(arrays) + _items_at())
     return (
         numbers
-        and items.count == len(arrays)
-        and list(items.items[: len(arrays)]) == [id(array) for array in arrays]
+        and _Tuple.from_address(id(arrays)).count == len(arrays)
+        and list(items) == [id(array) for array in arrays]
         and all(_reads_as_it_is(array) for array in arrays)
     )
 
