@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from cases import TARGETS, compiled
+from cases import TARGETS, compiled, same_bits
 
 from relu_ops import compiler, graphs
 from relu_ops.errors import ArgumentError
@@ -202,6 +202,26 @@ def test_ten_thousand_random_layouts(bundles: Path, target: str) -> None:
         outcomes = sum(batches, Counter[str]())
     check(outcomes, 10_000)
     print(f"{target}: {dict(outcomes)}")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_large_transposed_inputs(target: str, threads: int) -> None:
+    """Read in blocks: sizes around those of a block, and dimensions left of the two innermost."""
+    draw = np.random.default_rng(0)
+    add, relu = compiled(graphs.add_relu(), target), compiled(graphs.relu("int8"), target)
+    for shape in ((129, 517), (32, 1024), (1031, 16), (3, 65, 130), (2, 3, 70, 81), (17, 4001)):
+        for order in (range(len(shape))[::-1], [*range(len(shape) - 2), -1, -2]):
+            across = draw.standard_normal(shape, "f").transpose(order)
+            along = draw.standard_normal(across.shape, "f")
+            out = np.empty(across.shape, "f")
+            for a, b in ((across, along), (along, across), (across, across), (across[::-1], along)):
+                expected = np.where(a + b < 0, 0, a + b)
+                assert same_bits(add(a, b, out=out, threads=threads), expected)
+            bytes_ = draw.integers(-128, 128, (3, *shape), "i1").transpose(
+                0, *(k % len(shape) + 1 for k in order)
+            )
+            assert (relu(bytes_, threads=threads) == np.maximum(bytes_, 0)).all()
 
 
 def test_an_output_larger_than_any_memory() -> None:
