@@ -359,3 +359,28 @@ for _ in range(3):
 print(relu_ops.get_num_threads(), len(os.listdir("/proc/self/task")) - before)
 """
     assert_fine(run_script(code, bundle), "1 0\n")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_workers_may_use_every_processor_again(bundle: Path) -> None:
+    """Whoever wakes workers keeps them off his own processor, until they are awake."""
+    code = """
+import os, sys, time
+import numpy as np, relu_ops
+op = relu_ops.load(sys.argv[1])
+x = np.ones(1_000_000, np.float32)
+every = os.sched_getaffinity(0)
+before = set(os.listdir("/proc/self/task"))
+call = op.bind(x, out=np.empty_like(x), threads=3)
+call()  # starts workers, which inherit what this thread may use
+for k in range(600):
+    if k % 20 == 0:  # be on one processor, then on another
+        os.sched_setaffinity(0, {sorted(every)[k // 20 % 2]})
+    call()
+    time.sleep(k % 5 * 1e-4)
+os.sched_setaffinity(0, every)
+time.sleep(0.1)
+workers = set(os.listdir("/proc/self/task")) - before
+print(len(workers) >= 2, all(os.sched_getaffinity(int(w)) == every for w in workers))
+"""
+    assert_fine(run_script(code, bundle), "True True\n")

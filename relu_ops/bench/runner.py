@@ -143,7 +143,7 @@ def _runnable(level: str) -> str:
 def estimated_seconds(group: Group, settings: Settings) -> float:
     """About how long a group takes: for the progress bar, and for plans that must end in time."""
     call = group.elements * 12 / 8e9  # about 12 bytes an element, at what most peers reach
-    sample = max(call * 2, settings.sample_seconds * 1.4) + 2 * _REST_SECONDS
+    sample = max(call * 2, settings.sample_seconds * 1.7) + 2 * _REST_SECONDS
     contestants = len(group.peers) + 4
     total = 0.1 * len(group.peers) + 1.5 * ("torch_compile" in group.peers) + 20 * call
     for mode in group.modes:
@@ -545,10 +545,11 @@ def _typical_seconds(contestant: _Contestant) -> float:
 def _warm_up(contestant: _Contestant) -> None:
     """Bring the arrays into the caches, and let threads wake and find their processors.
 
-    A third of a sample is enough: after less, a call of 50 us on two threads was seen to take 100
-    in every second sample.
+    The host of a virtual machine takes up to some milliseconds to give it back a processor that
+    was idle, and until then a call on two threads takes as long as on one. This mode is not about
+    waking: `cold` is.
     """
-    contestant.sample(max(1, contestant.repeats // 3))
+    contestant.sample(max(1, 2 * contestant.repeats // 3))
 
 
 def _spin(seconds: float) -> None:

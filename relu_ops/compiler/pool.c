@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <tvm/ffi/c_api.h>
 #include <unistd.h>
@@ -23,12 +24,19 @@ __attribute__((visibility("hidden"))) void* __dso_handle = &__dso_handle;
 #define MAX_WORKERS 255
 #define SPIN_ROUNDS 4000 /* about 0.1 ms of pause instructions */
 #define BURST_TICKS 300000  /* about 0.1 ms: as long as workers spin */
-#define REGISTERED_NAME "relu_ops.pool.2"
+#define REGISTERED_NAME "relu_ops.pool.3"
 
 /* The chunks that one participant has left: generation << 32 | begin << 16 | end. */
 typedef struct {
   _Alignas(64) atomic_ullong left;
 } Share;
+
+/* Where a worker sleeps. Who reads or changes the rest of it holds it. */
+typedef struct {
+  atomic_int held;
+  int sleeper;     /* the worker's thread; 0: it is awake */
+  unsigned barred; /* the processor that was taken from it until it is awake, plus one; or 0 */
+} Bed;
 
 typedef struct {
   atomic_int owned;       /* a caller has a job in the pool */
@@ -36,7 +44,6 @@ typedef struct {
   atomic_int sleepers;    /* workers in the futex */
   uint64_t last_tick;     /* when the owner's last job came */
   int64_t owed_bytes;     /* moved since then without workers that a wake would have brought */
-  atomic_uint owner_cpu;  /* where the owner ran when he last woke workers */
   _Alignas(64) atomic_uint generation; /* counts jobs; what workers wait on */
   _Atomic(PoolTask) task;
   _Atomic(void*) argument;
@@ -44,6 +51,7 @@ typedef struct {
   atomic_int participants; /* the caller and the workers that this job may use */
   _Alignas(64) atomic_llong finished;  /* chunks of this job that workers did */
   Share shares[MAX_WORKERS + 1];
+  Bed beds[MAX_WORKERS + 1]; /* by the worker's number */
 } Pool;
 
 static Pool own_pool;
@@ -96,19 +104,51 @@ static unsigned current_cpu(void) {
   return number & 0xFFFu;
 }
 
-/* Leave the owner's processor, where the system may have put a thread that was woken: it would move
- * it after milliseconds only (8 were seen), and until then two threads take longer than one. The
- * set of processors that the thread may use stays as it was. */
-static void leave_owner(Pool* pool) {
-  unsigned long allowed[4096 / (8 * sizeof(long))] = {0}, bits = 8 * sizeof(long);
+/* Let a thread (0: this one) use a processor or not, and its others as before. -1: it is so already,
+ * or cannot be. */
+static int set_allowed(int thread, unsigned cpu, int allowed) {
+  unsigned long set[4096 / (8 * sizeof(long))] = {0}, bits = 8 * sizeof(long);
+  long size = syscall(SYS_sched_getaffinity, thread, sizeof(set), set);
+  int is_allowed = (set[cpu / bits] >> cpu % bits & 1ul) != 0;
+  if (size <= 0 || is_allowed == allowed) return -1;
+  set[cpu / bits] ^= 1ul << cpu % bits;
+  return (int)syscall(SYS_sched_setaffinity, thread, (unsigned long)size, set);
+}
+
+/* Wake all sleepers, but none on the caller's processor: they may not use it until they are awake. The
+ * system puts a thread there, behind the caller, if it ran there last, or in a virtual machine if the
+ * host has taken the other processors away while they were idle; and leaves it for milliseconds. Until
+ * then two threads take as long as one. */
+static void wake_sleepers(Pool* pool) {
   unsigned cpu = current_cpu();
-  if (cpu != atomic_load(&pool->owner_cpu)) return;
-  long size = syscall(SYS_sched_getaffinity, 0, sizeof(allowed), allowed);
-  if (size <= 0) return;
-  allowed[cpu / bits] &= ~(1ul << cpu % bits);
-  if (syscall(SYS_sched_setaffinity, 0, (unsigned long)size, allowed) != 0) return; /* no other */
-  allowed[cpu / bits] |= 1ul << cpu % bits;
-  syscall(SYS_sched_setaffinity, 0, (unsigned long)size, allowed);
+  int workers = atomic_load(&pool->workers);
+  for (int w = 1; w <= workers; ++w) {
+    Bed* bed = &pool->beds[w];
+    if (atomic_exchange(&bed->held, 1)) continue; /* it is just going to sleep, or getting up */
+    if (bed->sleeper && !bed->barred && set_allowed(bed->sleeper, cpu, 0) == 0)
+      bed->barred = cpu + 1;
+    atomic_store(&bed->held, 0);
+  }
+  futex(&pool->generation, FUTEX_WAKE, MAX_WORKERS);
+}
+
+static void hold(Bed* bed) {
+  while (atomic_exchange(&bed->held, 1)) syscall(SYS_sched_yield);
+}
+
+/* Wait for another generation than the one that was seen. */
+static void sleep_in(Bed* bed, Pool* pool, unsigned seen, int thread) {
+  hold(bed);
+  bed->sleeper = thread;
+  atomic_store(&bed->held, 0);
+  atomic_fetch_add(&pool->sleepers, 1);
+  futex(&pool->generation, FUTEX_WAIT, seen);
+  atomic_fetch_sub(&pool->sleepers, 1);
+  hold(bed);
+  bed->sleeper = 0;
+  if (bed->barred) set_allowed(0, bed->barred - 1, 1);
+  bed->barred = 0;
+  atomic_store(&bed->held, 0);
 }
 
 typedef struct {
@@ -121,6 +161,7 @@ static void* worker_main(void* start) {
   Worker worker = *(Worker*)start;
   Pool* pool = worker.pool;
   unsigned seen = worker.generation;
+  int thread = (int)syscall(SYS_gettid);
   free(start);
   for (;;) {
     unsigned now = atomic_load(&pool->generation);
@@ -129,10 +170,7 @@ static void* worker_main(void* start) {
       now = atomic_load(&pool->generation);
     }
     if (now == seen) {
-      atomic_fetch_add(&pool->sleepers, 1);
-      futex(&pool->generation, FUTEX_WAIT, seen);
-      atomic_fetch_sub(&pool->sleepers, 1);
-      leave_owner(pool);
+      sleep_in(&pool->beds[worker.number], pool, seen, thread);
       continue;
     }
     seen = now;
@@ -173,6 +211,7 @@ static void forget_workers(void) {
   atomic_store(&own_pool.workers, 0);
   atomic_store(&own_pool.sleepers, 0);
   atomic_store(&own_pool.owned, 0);
+  memset(own_pool.beds, 0, sizeof(own_pool.beds));
 }
 
 static int give_pool(void* self, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
@@ -240,7 +279,6 @@ void relu_ops_parallel(PoolTask task, void* argument, int64_t chunks, PoolUse us
   int wake = 0;
   if (missing_workers(pool, threads)) {
     wake = is_time_to_wake(pool, use);
-    if (wake) atomic_store(&pool->owner_cpu, current_cpu());
     if (wake) start_workers(pool, threads - 1);
     if (!wake && atomic_load(&pool->workers) == atomic_load(&pool->sleepers)) {
       atomic_store(&pool->owned, 0);
@@ -261,7 +299,7 @@ void relu_ops_parallel(PoolTask task, void* argument, int64_t chunks, PoolUse us
     atomic_store_explicit(&pool->shares[p].left, left, memory_order_relaxed);
   }
   atomic_store(&pool->generation, generation); /* publishes all of it, before sleepers is read */
-  if (wake && atomic_load(&pool->sleepers) > 0) futex(&pool->generation, FUTEX_WAKE, MAX_WORKERS);
+  if (wake && atomic_load(&pool->sleepers) > 0) wake_sleepers(pool);
   /* The caller's own chunks are not counted in memory that others write. */
   int64_t own = work_on(pool, &pool->shares[0], generation, 1);
   for (int p = 1; p < threads && own + atomic_load(&pool->finished) < chunks; ++p)
