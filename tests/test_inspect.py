@@ -435,7 +435,8 @@ def test_sources_of_a_bundle_and_of_its_model_are_the_same(leaky: Path, kind: st
 
 
 def test_the_assembly_is_the_target_s() -> None:
-    wide = {level: "%zmm" in inspect.source(graphs.relu(), level, "assembly") for level in LEVELS}
+    model = graphs.leaky_relu(dtype="float16")  # arithmetic takes the widest vectors
+    wide = {level: "%zmm" in inspect.source(model, level, "assembly") for level in LEVELS}
     assert wide == {"x86-64-v2": False, "x86-64-v3": False, "x86-64-v4": True}
 
 

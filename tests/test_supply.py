@@ -88,7 +88,7 @@ def test_the_check_of_instructions_can_fail(built: Path) -> None:
     """The libraries of the levels above hold what a lower one must not."""
     v3, v4 = (instructions(built / f"x86-64-{level}.so") for level in ("v3", "v4"))
     assert any("%ymm" in one for one in beyond("x86-64-v2", v3))
-    assert any("%zmm" in one for one in beyond("x86-64-v3", v4))
+    assert any("{%k" in one for one in beyond("x86-64-v3", v4))
     for mnemonic in ("vmovss", "andn", "shlx", "lzcnt", "vfmadd213ss", "aesenc", "vaesenc"):
         assert beyond("x86-64-v2", [(mnemonic, "%eax")])
     for mnemonic in ("verr", "verw", "vmcall", "movaps", "popcnt", "crc32l", "ptest"):

@@ -145,7 +145,7 @@ def estimated_seconds(group: Group, settings: Settings) -> float:
     call = group.elements * 12 / 8e9  # about 12 bytes an element, at what most peers reach
     sample = max(call * 2, settings.sample_seconds * 1.7) + 2 * _REST_SECONDS
     contestants = len(group.peers) + 4
-    total = 0.1 * len(group.peers) + 1.5 * ("torch_compile" in group.peers) + 20 * call
+    total = 0.05 * len(group.peers) + 1.5 * ("torch_compile" in group.peers) + 20 * call
     for mode in group.modes:
         extra = 0.006 if mode == COLD else 0.0
         total += contestants * (_rounds(settings, call) * (sample + extra) + _CALIBRATION_SECONDS)
