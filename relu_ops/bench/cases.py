@@ -64,7 +64,7 @@ class Case:
     peers: tuple[str, ...] = ()
 
     def arranged(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The inputs as this case has them in memory; the same values, if rows do not repeat."""
+        """Inputs of this case, laid out as it wants them, from compact ones."""
         return list(inputs) if self.arrange is None else self.arrange(inputs)
 
 

@@ -51,12 +51,11 @@ def groups(options: argparse.Namespace) -> tuple[list[Group], Settings, runner.M
         options.mode or (WARM,),
         options.peer or (),
     )
-    settings = Settings(
-        threads=thread_settings.default_threads()
-        if options.threads is None
-        else thread_settings.parse_count("bench: threads", options.threads),
-        **(runner.QUICK if options.quick else {}),
-    )
+    if options.threads is None:
+        count = thread_settings.default_threads()
+    else:
+        count = thread_settings.parse_count("bench: threads", options.threads)
+    settings = Settings(threads=count, **(runner.QUICK if options.quick else {}))
     return planned, settings, make
 
 
@@ -111,13 +110,13 @@ def committed(levels: Sequence[str] | None = None) -> list[Group]:
         if group.case.name in _COMPANY and group.elements in _COMPANY_SIZES
         else group
         for case in every
-        for group in runner.plan([case], [best], ALL_SIZES if not case.peers else _LEVEL_SIZES)
+        for group in runner.plan([case], [best], _LEVEL_SIZES if case.arrange else ALL_SIZES)
     ]
     for case in every:
         if case.dtypes[1:]:
             planned += runner.plan([case], [best], _DTYPE_SIZES, case.dtypes[1:])
     by_target = [p.name for p in peers.PEERS.values() if p.by_target and p.device == "cpu"]
-    usual = [case for case in every if not case.peers]
+    usual = [case for case in every if not case.arrange]
     for level in others:
         planned += runner.plan(usual, [level], _LEVEL_SIZES, names=by_target)
     return planned

@@ -300,6 +300,7 @@ class _Measurement:
         )
 
     def _problem(self, group: Group, inputs: Sequence[np.ndarray], graph: Any) -> Any:
+        inputs = group.case.arranged(inputs)
         expected = cases.expected_of(group.case, graph, inputs)
         outs = [cases.aligned(y.shape, y.dtype) for y in expected]
         for y in outs:
@@ -316,9 +317,7 @@ class _Measurement:
         _, _, graph = self._subject(group)
         for name in group.peers:
             self._examine(group, name, graph)
-        inputs = group.case.arranged(
-            cases.ordinary_inputs(graph, group.elements, self.settings.seed)
-        )
+        inputs = cases.ordinary_inputs(graph, group.elements, self.settings.seed)
         problem, expected = self._problem(group, inputs, graph)
         prepared: dict[str, Prepared] = {}
         for name in group.peers:
@@ -365,7 +364,7 @@ class _Measurement:
         counts: list[dict[str, int]] = []
         for inputs in (ordinary, cases.special_inputs(graph)):
             found: Counter[str] | Skipped | None
-            found = self._examined_on(peer, group, group.case.arranged(inputs), graph)
+            found = self._examined_on(peer, group, inputs, graph)
             if not isinstance(found, Skipped):
                 counts.append(dict(sorted(found.items())))
                 # What it does to special values is shown; on ordinary data it has to be right.

@@ -317,11 +317,11 @@ class Emitter:
         """The float32 values of a bfloat16 operand, those with even numbers first."""
         if self.lanes == 1 or x.pattern is not None:
             return self.widened(x)
-        words, half = f"<{self.lanes // 2} x i32>", f"<{self.lanes} x i16>"
+        words, all_ = f"<{self.lanes // 2} x i32>", f"<{self.lanes} x i16>"
         name = f"relu_ops.part.x{self.lanes}"
         self.externs[name] = (
-            f"define internal <{self.lanes} x float> @{name}({half} %x) alwaysinline {{\n"
-            f"  %w = bitcast {half} %x to {words}\n"
+            f"define internal <{self.lanes} x float> @{name}({all_} %x) alwaysinline {{\n"
+            f"  %w = bitcast {all_} %x to {words}\n"
             f"  %e = shl {words} %w, splat (i32 16)\n"
             f"  %o = and {words} %w, splat (i32 -65536)\n"
             f"  %r = shufflevector {words} %e, {words} %o, {self._places(range(self.lanes))}\n"

@@ -78,7 +78,6 @@ def _scalar(name: str, table: np.ndarray) -> str:
 
 def _vector(name: str, table: np.ndarray, lanes: int) -> str:
     """Even and odd bytes apart, as words: 7 bits pick a pair of bytes, the lowest one of them."""
-    quarters = [_constant(quarter) for quarter in table.view("<u2").reshape(4, WORDS)]
     lines = [
         f"declare {_ALL} {_PICK}({_ALL}, {_ALL}, {_ALL})",
         f"define internal <{lanes} x i8> @{name}(<{lanes} x i8> %x) alwaysinline {{",
@@ -88,11 +87,7 @@ def _vector(name: str, table: np.ndarray, lanes: int) -> str:
         f"  %odd = lshr {_ALL} %v, {_every(8)}",
     ]
     for h in ("even", "odd"):
-        pair = f"{_ALL} %{h}.pair"
-        low, high = (
-            f"call {_ALL} {_PICK}({_ALL} {quarters[k]}, {pair}, {_ALL} {quarters[k + 1]})"
-            for k in (0, 2)
-        )
+        low, high = _picked(table.view("<u2"), f"%{h}.pair")
         lines += [
             f"  %{h}.pair = lshr {_ALL} %{h}, {_every(1)}",
             f"  %{h}.low = {low}",
@@ -114,6 +109,16 @@ def _vector(name: str, table: np.ndarray, lanes: int) -> str:
             f"  ret <{lanes} x i8> %r\n}}\n",
         ]
     )
+
+
+def _picked(table: np.ndarray, index: str) -> tuple[str, str]:
+    """What the lowest six bits of every word pick from the two halves of a table of 128 words."""
+    parts = [_constant(part) for part in table.reshape(4, WORDS)]
+    low, high = (
+        f"call {_ALL} {_PICK}({_ALL} {parts[k]}, {_ALL} {index}, {_ALL} {parts[k + 1]})"
+        for k in (0, 2)
+    )
+    return low, high
 
 
 def _constant(numbers: np.ndarray | list[int]) -> str:
@@ -179,11 +184,7 @@ def slope_of(slope: int) -> Slope | None:
 
 def _results(name: str, held: list[str], table: np.ndarray) -> tuple[str, str]:
     """Six bits of the significand pick from a half of the table, the seventh one the half."""
-    quarters = [_constant(quarter) for quarter in table.reshape(4, WORDS)]
-    low, high = (
-        f"call {_ALL} {_PICK}({_ALL} {quarters[k]}, {_ALL} %x, {_ALL} {quarters[k + 1]})"
-        for k in (0, 2)
-    )
+    low, high = _picked(table, "%x")
     text = [
         f"declare {_ALL} {_PICK}({_ALL}, {_ALL}, {_ALL})",
         f"define internal {_ALL} @{name}({_ALL} %x) alwaysinline {{",

@@ -198,7 +198,7 @@ static int64_t chunks_of(const Plan* plan, int threads) {
 
 static void run_pass(const Plan* plan) {
   if (plan->rank < 0) return;
-  Pass pass = {plan, choose_kernel(plan), 0, 0, 0, 0};
+  Pass pass = {.plan = plan, .kernel = choose_kernel(plan)};
   pass.blocks = plan->bytes >= BLOCKS_FROM_BYTES && lies_across(plan);
   pass.align = can_align(plan, pass.kernel, ALIGN_BYTES);
   pass.stream = plan->bytes >= stream_bytes && can_align(plan, pass.kernel, 8 * OP.vector_bytes);

@@ -33,9 +33,9 @@ _ENOUGH_BYTES = 32
 """Bytes of a vector where nothing is widened or looked up, so that memory decides.
 
 Wider ones gain up to 12 % in the first-level cache, where everything that is read is aligned to
-them, and lose up to 34 % there where it is not, and 2 to 13 % beyond: on 1M float32, relu takes
-94 us with 32 bytes and 92 with 64, relu_grad 154 and 163, scale_bias_leaky_relu 97 and 109, relu on
-16M 3.1 and 3.3 ms (AMD EPYC, Zen 4, one thread, 2026-11-21).
+them, and lose up to 34 % there where it is not; beyond, they were 3 % faster to 17 % slower: on 1M
+float32, relu takes 94 us with 32 bytes and 92 with 64, relu_grad 154 and 163, scale_bias_leaky_relu
+97 and 109, relu on 16M 3.1 and 3.3 ms (AMD EPYC, Zen 4, one thread, 2026-11-21).
 """
 
 _LARGEST_UNROLLED_TAIL = 40
@@ -55,7 +55,7 @@ class Kernel:
 
 def schedule(graph: ir.Graph, target: Target) -> list[Kernel]:
     """Make every kernel of a graph for a target."""
-    table = lookup.table_of(graph) if target.vector_bytes == lookup.VECTOR_BYTES else None
+    table = lookup.table_of(graph) if _has_lookup(target) else None
     return [
         _kernel(graph, target, f"tile_{number}", patterns, table)
         for number, patterns in enumerate(pattern_sets(graph))
@@ -223,7 +223,7 @@ class _Scheduler:
             statements,
             self.externs,
             native_float16=self.target.native_float16,
-            has_lookup=self.target.vector_bytes == lookup.VECTOR_BYTES,
+            has_lookup=_has_lookup(self.target),
         )
 
     def _elements(self, start: Any, lanes: int) -> list[Any]:
@@ -271,6 +271,10 @@ class _Scheduler:
         column = tirx.Mul(start, self.strides[k]) if self.strided else start
         index = tirx.Add(row, column)
         return index if lanes == 1 else tirx.Ramp(index, _int(1), lanes)
+
+
+def _has_lookup(target: Target) -> bool:
+    return target.vector_bytes == lookup.VECTOR_BYTES
 
 
 def _int(value: int) -> Any:

@@ -4,8 +4,9 @@ DLPack costs a quarter of a microsecond per array, more than a small operator it
 interface fixes where an array object keeps its data, shape, strides, dtype and flags: entry.c reads
 them there. This module checks, once per process and field by field, that they are where they are
 expected, so that another layout (a debug or free-threaded Python, another implementation) means
-the slower way and not a wrong address. The same goes for calling a function of C: tvm-ffi takes a
-tenth of a microsecond for it, Python's own convention a third of that.
+the slower way and not a wrong address. The same goes for calling a function of C: relu of 16
+elements takes 0.18 us through tvm-ffi with two addresses, 0.09 by Python's own convention (AMD
+EPYC, Zen 4, Python 3.11, 2026-11-21).
 """
 
 from __future__ import annotations
