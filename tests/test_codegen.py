@@ -62,6 +62,17 @@ def test_no_product_is_fused_with_a_sum(graph: str, target: str, dtype: str) -> 
     assert not re.search(r"vf(n)?m(add|sub)", text)
 
 
+@pytest.mark.parametrize("target", REGISTERS)
+@pytest.mark.parametrize("graph", ["relu", "prelu", "scale_bias_leaky_relu"])
+def test_loops_begin_at_a_line_of_the_instruction_cache(graph: str, target: str) -> None:
+    text = assembly(graph, target)
+    block = re.compile(r"(\.LBB\w+):(?:\n\t.*|\n\.Ltmp.*|\n)*?\n\tj\w+\t\1\n")
+    for function in re.findall(r"^(tile_\d+)_stream:", text, re.MULTILINE):
+        for body in (body_of(function, text), body_of(f"{function}_stream", text)):
+            (loop,) = block.findall(body)
+            assert f"\t.p2align\t6\n{loop}:" in body
+
+
 def test_relu_of_narrow_floats_converts_nothing() -> None:
     for dtype in ("float16", "bfloat16"):
         body = body_of("tile_0", assembly("relu", "x86-64-v4", dtype=dtype))

@@ -22,7 +22,22 @@ from relu_ops.semantics import DTYPES, OPERATORS, PRIMITIVES
 from relu_ops.verification import same, special_values
 
 SLOPES = (0, 0.001, -0.001, 0.01, -0.01, 0.1, 0.25, 0.3, 0.5, 1, 1.3, 2, -1, -0.25, 6e-8)
-NARROW = ("float16", "bfloat16")
+EDGE_SLOPES = (
+    -0.0,
+    1e-45,
+    1 - 2**-24,
+    1 + 2**-23,
+    3.4e38,
+    -3.4e38,
+    *map(float, ("inf", "-inf", "nan")),
+)
+ELEMENTS = {
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+}
+NARROW, WIDE = ("float16", "bfloat16"), ("float32", "float64")
 
 
 def every_pattern(dtype: str) -> np.ndarray:
@@ -130,11 +145,35 @@ def test_every_pattern_of_the_narrow_floats_at_every_slope(alpha: float, dtype: 
         assert_same(operator(x), expected, name)
 
 
-def one_node(operator: str, dtype: str, inputs: str, opset: int) -> onnx.ModelProto:
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("alpha", SLOPES + EDGE_SLOPES)
+def test_wide_floats_at_every_slope(alpha: float, dtype: str) -> None:
+    """Special values, every power of two and their neighbours, and patterns drawn at random."""
+    unsigned = np.dtype(f"uint{DTYPES[dtype].bits}")
+    drawn = np.random.default_rng(7).integers(0, np.iinfo(unsigned).max, 1 << 16, unsigned)
+    exact = special_values(dtype).view(unsigned)
+    step = np.ldexp(
+        np.ones((), dtype),
+        np.arange(np.finfo(dtype).minexp - np.finfo(dtype).nmant, np.finfo(dtype).maxexp),
+    ).view(unsigned)
+    near = np.concatenate([step - 1, step, step + 1])
+    sign = unsigned.type(1 << (DTYPES[dtype].bits - 1))
+    x = np.concatenate([exact, near, near | sign, drawn]).view(dtype)
+    attributes = {"alpha": float(np.float32(alpha))}
+    expected = reference.apply("LeakyRelu", [x], attributes)
+    for name, operator in compiled_everywhere(
+        one_node("LeakyRelu", dtype, "x", 16, **attributes)
+    ).items():
+        assert_same(operator(x), expected, f"{name}, {alpha}")
+
+
+def one_node(
+    operator: str, dtype: str, inputs: str, opset: int, **attributes: float
+) -> onnx.ModelProto:
     """A model of one operator, of any rank; each letter of `inputs` names one."""
-    element = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}[dtype]
+    element = ELEMENTS[dtype]
     info = {n: helper.make_tensor_value_info(n, element, None) for n in f"{inputs}y"}
-    node = helper.make_node(operator, list(inputs), ["y"])
+    node = helper.make_node(operator, list(inputs), ["y"], **attributes)
     graph = helper.make_graph([node], operator, [info[n] for n in inputs], [info["y"]])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
 

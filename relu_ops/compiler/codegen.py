@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shlex
 import subprocess
 import tempfile
@@ -76,10 +77,9 @@ def build_x86(graph: ir.Graph, target: Target) -> bytes:
         BuildError: There is no C compiler, or it failed.
     """
     kernels = schedule_x86.schedule(graph, target)
-    module = _codegen(kernels, target)
-    compiler = c_compiler()
+    assembly = _aligned(_codegen(kernels, target).inspect_source("asm"))
     with tempfile.TemporaryDirectory(prefix="relu_ops-") as folder:
-        return _link(graph, kernels, module, compiler, Path(folder))
+        return _link(graph, kernels, assembly, c_compiler(), Path(folder))
 
 
 def sources_x86(graph: ir.Graph, target: Target) -> Sources:
@@ -89,7 +89,7 @@ def sources_x86(graph: ir.Graph, target: Target) -> Sources:
     return Sources(
         "\n".join(kernel.function.script() for kernel in kernels),
         module.inspect_source("ll"),
-        module.inspect_source("asm"),
+        _aligned(module.inspect_source("asm")),
         _operator_source(graph, kernels),
     )
 
@@ -102,10 +102,21 @@ def _codegen(kernels: Sequence[Kernel], target: Target) -> tvm.runtime.Module:
     return tvm.get_global_func("target.build.llvm")(tvm.IRModule(functions), tvm_target)
 
 
+def _aligned(assembly: str) -> str:
+    """Functions and loops at multiples of 64 bytes, and no notes for debuggers.
+
+    LLVM aligns them to 16, and TVM passes it no wish for more. Where a short loop lies across two
+    lines of 64 bytes, the processor fetches two for every turn: relu of 64k float32 took 9.2 us on
+    v2 so, and 4.9 in one line (AMD EPYC, Zen 4, one thread, 2026-11-21).
+    """
+    assembly = re.sub(r"^\t\.(loc|file)\t.*\n", "", assembly, flags=re.MULTILINE)
+    return re.sub(r"^\t\.p2align\t4\b", "\t.p2align\t6", assembly, flags=re.MULTILINE)
+
+
 def _link(
     graph: ir.Graph,
     kernels: Sequence[Kernel],
-    module: tvm.runtime.Module,
+    assembly: str,
     compiler: list[str],
     folder: Path,
 ) -> bytes:
@@ -115,7 +126,8 @@ def _link(
     (folder / "operator.c").write_text(_operator_source(graph, kernels))
     (folder / "constants.bin").write_bytes(constants(graph)[0])
     (folder / "exports.map").write_text(VERSION_SCRIPT)
-    module.write_to_file(str(folder / "kernels.o"))
+    (folder / "kernels.s").write_text(assembly)
+    run([*compiler, "-x", "assembler", "-c", "kernels.s", "-o", "kernels.o"], folder)
     run([*compiler, *COMPILE_FLAGS, "-c", "operator.c", "-o", "operator.o"], folder)
     objects = [*(f"{unit}.o" for unit in _HOST_UNITS), "operator.o", "kernels.o"]
     run([*compiler, *objects, "-o", "operator.so", *LINK_FLAGS], folder)

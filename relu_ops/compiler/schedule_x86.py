@@ -32,10 +32,12 @@ _SMALLEST_STREAM = 16
 _ENOUGH_BYTES = 32
 """Bytes of a vector where nothing is widened or looked up, so that memory decides.
 
-Wider ones gain up to 12 % in the first-level cache, where everything that is read is aligned to
-them, and lose up to 34 % there where it is not; beyond, they were 3 % faster to 17 % slower: on 1M
-float32, relu takes 94 us with 32 bytes and 92 with 64, relu_grad 154 and 163, scale_bias_leaky_relu
-97 and 109, relu on 16M 3.1 and 3.3 ms (AMD EPYC, Zen 4, one thread, 2026-11-21).
+On v4, wider ones gain up to 12 % in the first-level cache, where everything that is read is aligned
+to them, and lose up to 34 % there where it is not; beyond, they were 3 % faster to 17 % slower: on
+1M float32, relu takes 94 us with 32 bytes and 92 with 64, relu_grad 154 and 163,
+scale_bias_leaky_relu 97 and 109, relu on 16M 3.1 and 3.3 ms. On v2, these are two registers a turn,
+which gain 6 % on relu of 1M; but one where stores are streamed: relu on 16M takes 3.1 ms with one,
+3.4 with two (AMD EPYC, Zen 4, one thread, 2026-11-21).
 """
 
 _LARGEST_UNROLLED_TAIL = 40
@@ -214,7 +216,7 @@ class _Scheduler:
         stored = max(DTYPES[d].bits for d in self.dtypes)
         vector_bytes = self.target.vector_bytes
         if trial.widest_bits <= stored and not trial.fills_registers:
-            vector_bytes = min(vector_bytes, _ENOUGH_BYTES)
+            vector_bytes = min(vector_bytes, _ENOUGH_BYTES) if self.stream else _ENOUGH_BYTES
         return vector_bytes * 8 // max(trial.widest_bits, stored)
 
     def _emitter(self, lanes: int, statements: list[Any]) -> Emitter:
@@ -224,6 +226,7 @@ class _Scheduler:
             self.externs,
             native_float16=self.target.native_float16,
             has_lookup=_has_lookup(self.target),
+            cheap_select="avx" in self.target.flags,
         )
 
     def _elements(self, start: Any, lanes: int) -> list[Any]:
