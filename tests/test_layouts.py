@@ -224,6 +224,25 @@ def test_large_transposed_inputs(target: str, threads: int) -> None:
             assert (relu(bytes_, threads=threads) == np.maximum(bytes_, 0)).all()
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int32"])
+def test_long_rows_that_share_a_vector(dtype: str, threads: int, target: str) -> None:
+    """Read in blocks: rows and columns around those of one, outputs at every alignment."""
+    draw = np.random.default_rng(0)
+    op = compiled(graphs.prelu(dtype=dtype), target)
+    for rows, columns in ((2, 16 << 10), (65, 8 << 10), (130, 8191), (7, 20_001), (3, 100_003)):
+        x, slope = (
+            (draw.standard_normal(shape) * 4).astype(dtype) for shape in ((rows, columns), columns)
+        )
+        expected = np.where(x < 0, slope * x, x)
+        for beyond in (0, 1, 4, 5):
+            memory = np.empty(rows * columns + beyond, dtype)
+            out = memory[beyond:].reshape(rows, columns)
+            assert same_bits(op(x, slope, out=out, threads=threads), expected)
+        assert same_bits(op(x, slope, out=x, threads=threads), expected)
+
+
 def test_an_output_larger_than_any_memory() -> None:
     op = compiled(graphs.maxout(2, dtype="int8"), TARGETS[-1])
     a, b = (np.broadcast_to(np.int8(1), shape) for shape in ((2**40, 1), (1, 2**40)))
