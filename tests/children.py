@@ -13,6 +13,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+# From 3.12 on, Python warns of every fork of a process with threads. That such forks are safe here
+# is what programs fork for.
+_EVERY_FORK = "ignore:This process:DeprecationWarning"
+
 
 def run(
     code: str,
@@ -30,9 +34,10 @@ def run(
         before: A command that takes another one to run, and runs it in its way.
         **environment: Variables set for it.
     """
+    warnings = ",".join(filter(None, [os.getenv("PYTHONWARNINGS"), _EVERY_FORK]))
     return subprocess.run(
         [*before, sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONWARNINGS": warnings, **environment},
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -92,6 +92,7 @@ def test_a_fork_while_another_thread_opens_a_library(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_by_the_thread_that_opens_one(
     content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
