@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import TARGETS, compiled, same_bits
+from cases import TARGETS, compiled, fresh, same_bits
 from onnx import TensorProto, helper
 
 from relu_ops import graphs, inspect, ir, reference
@@ -71,12 +71,70 @@ def test_every_byte_at_every_length(name: str, target: str) -> None:
         assert same_bits(operator(np.repeat(x, 2)[::2]), expected)
 
 
-def test_the_wide_target_looks_up_and_divides_nothing(tmp_path: Path) -> None:
+def step_table(row: int) -> np.ndarray:
+    """One row of sixteen results, others all alike."""
+    table = np.full(256, 200, np.uint8)
+    table[16 * row : 16 * row + 16] = np.arange(16)
+    return table
+
+
+TABLES = [
+    *(np.random.default_rng(seed).integers(0, 256, 256, np.uint8) for seed in range(4)),
+    np.random.default_rng(4).permutation(256).astype(np.uint8),
+    *(step_table(row) for row in range(16)),
+    np.repeat(np.arange(16, dtype=np.uint8), 16),
+    np.maximum(np.arange(256), 128).astype(np.uint8),
+    np.zeros(256, np.uint8),
+    np.full(256, 255, np.uint8),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("number", range(len(TABLES)))
+def test_any_table_at_every_length(
+    number: int, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = TABLES[number]
+    monkeypatch.setattr(lookup, "table_of", lambda graph: table)
+    operator = fresh(graphs.quantized_leaky_relu(dtype="uint8"), target)
+    draw = np.random.default_rng(0)
+    every = np.arange(256, dtype=np.uint8)
+    for length in [*range(1, 130), 255, 256, 1000]:
+        memory = np.resize(draw.permutation(every), length + 2)
+        x = memory[length % 3 :][:length]
+        want = table[x]
+        assert same_bits(operator(x), want)
+        assert same_bits(operator(np.repeat(x, 2)[::2]), want)
+        ends = memory.copy()
+        operator(x, out=x)  # in place, at any address
+        ends[length % 3 :][:length] = want
+        assert same_bits(memory, ends)
+    for lane in range(64):  # every byte in every lane of the widest vector
+        x = np.roll(every, lane)
+        assert same_bits(operator(x), table[x])
+
+
+INSTRUCTIONS = {"x86-64-v2": "pshufb", "x86-64-v3": "vpshufb", "x86-64-v4": "vpermt2w"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_looks_up_and_divides_nothing(target: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(graphs.MODELS[QUANTIZED[0]]().SerializeToString())
-    wide = inspect.source(path, "x86-64-v4", "assembly")
-    assert ("vpermt2w" in wide or "vpermi2w" in wide) and "vdivps" not in wide
-    assert "vdivps" in inspect.source(path, "x86-64-v3", "assembly")
+    assembly = inspect.source(path, target, "assembly")
+    assert f"\t{INSTRUCTIONS[target]}\t" in assembly.replace("vpermi2w", "vpermt2w")
+    assert "divps" not in assembly
+
+
+def test_rows_that_are_alike_are_looked_up_once(tmp_path: Path) -> None:
+    shuffles = []
+    for alpha in (0.0, 0.3):
+        path = tmp_path / f"{alpha}.onnx"
+        model = graphs.quantized_leaky_relu(alpha, y_scale=0.04)
+        path.write_bytes(model.SerializeToString())
+        assembly = inspect.source(path, "x86-64-v3", "assembly").partition("\n.Lfunc_end0")[0]
+        shuffles.append(assembly.count("vpshufb"))
+    assert shuffles[0] == 2 * 8 < shuffles[1]  # vectors of 32 and 16 bytes; half the rows
 
 
 SLOPES = (0.01, 0.001, 0.5, 1.0, 1.996, -2.0, 1e38, -1e-38, 2.0**-133, 0.0)

@@ -74,7 +74,6 @@ class Emitter:
         statements: What has been emitted so far, in order.
         externs: LLVM IR of the helpers used, by name.
         native_float16: True where the target converts float16 in hardware.
-        has_lookup: True where it has the vectors that `lookup` is written for.
         cheap_select: True where a select is one instruction that overwrites no operand (AVX).
         widest_bits: The widest element bound so far, but for what is computed in parts.
         fills_registers: Whether something needs whole registers: is looked up, or in parts.
@@ -87,14 +86,12 @@ class Emitter:
         externs: dict[str, str],
         *,
         native_float16: bool,
-        has_lookup: bool = False,
         cheap_select: bool = True,
     ) -> None:
         self.lanes = lanes
         self.statements = statements
         self.externs = externs
         self.native_float16 = native_float16
-        self.has_lookup = has_lookup
         self.cheap_select = cheap_select
         self.widest_bits = 8
         self.fills_registers = False
@@ -212,9 +209,9 @@ class Emitter:
             plain: Emits the same as arithmetic.
         """
         table = None
-        if self.has_lookup and slope.pattern is not None:
+        if self.lanes == lookup.WORDS and slope.pattern is not None:
             table = lookup.slope_of(slope.pattern)
-        if table is None or self.lanes < lookup.WORDS:
+        if table is None:
             return plain()
         self.externs |= dict([table.results, table.misses])
         found = tirx.call_pure_extern(self.type("uint16"), table.results[0], x.expr)

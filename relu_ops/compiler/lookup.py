@@ -1,20 +1,20 @@
-"""Tables instead of arithmetic, where one vector instruction looks 32 words up among 64.
+"""Tables instead of arithmetic: bytes and words that a vector instruction looks up.
 
-That is AVX-512. What a table holds is what the contract (`reference`) says, so the bits are the
-same:
+What a table holds is what the contract (`reference`) says, so the bits are the same:
 
 - a graph of one 8-bit number (dequantize, activate, quantize) maps every input byte to an output
-  byte, and its division costs more than all memory traffic: a table of 256 results (quantized
-  leaky_relu, int8, 1M elements, 2 threads: 45 us instead of 239; AMD EPYC, Zen 4, 2026-11-21);
+  byte, and its division costs more than all memory traffic: a table of 256 results, which every
+  vector of 16 bytes and more looks up by one of `_SCHEMES`, whatever its target;
 - leaky_relu of bfloat16: what the product with the slope adds to the bits of a number depends on
   the 7 bits of its significand alone, unless the result leaves the normal numbers (1M elements,
-  2 threads: 31 us instead of 78).
+  2 threads: 31 us instead of 78; AMD EPYC, Zen 4, 2026-11-21). Only AVX-512 looks words up.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +23,18 @@ from relu_ops import ir, reference
 from relu_ops.compiler.schedule import leaves_of
 from relu_ops.semantics import DTYPES
 
-VECTOR_BYTES = 64
-"""The vectors that the lookup is written for."""
-
 WORDS = 32
-"""Words of two bytes in such a vector."""
+"""Words of two bytes in the vectors of AVX-512."""
 
 _ALL, _FLAGS = f"<{WORDS} x i16>", f"<{WORDS} x i1>"
-_PICK = "@llvm.x86.avx512.vpermi2var.hi.512"
+_INSTRUCTIONS = {
+    16: "@llvm.x86.ssse3.pshuf.b.128",
+    32: "@llvm.x86.avx2.pshuf.b",
+    64: "@llvm.x86.avx512.vpermi2var.hi.512",
+}
+"""What looks up in vectors of so many bytes; the levels from x86-64-v2 on add one each."""
+
+_PICK = _INSTRUCTIONS[64]
 
 
 def table_of(graph: ir.Graph) -> np.ndarray | None:
@@ -60,12 +64,19 @@ def _is_byte(dtype: str) -> bool:
 
 
 def function_of(table: np.ndarray, lanes: int) -> tuple[str, str]:
-    """The name and the LLVM IR of a function of `lanes` bytes, at most VECTOR_BYTES, to as many."""
+    """The name and the LLVM IR of a function of `lanes` bytes to as many.
+
+    Args:
+        table: The result for every byte.
+        lanes: A power of two; the target has vectors of that many bytes.
+    """
     name = f"relu_ops.lookup.{hashlib.sha256(table.tobytes()).hexdigest()[:16]}.x{lanes}"
-    return name, _scalar(name, table) if lanes == 1 else _vector(name, table, lanes)
+    if lanes == 1:
+        return name, _loaded(name, table)
+    return name, _SCHEMES.get(lanes, _one_by_one)(name, table, lanes)
 
 
-def _scalar(name: str, table: np.ndarray) -> str:
+def _loaded(name: str, table: np.ndarray) -> str:
     entries = ", ".join(f"i8 {entry}" for entry in table)
     return (
         f"@{name}.table = private unnamed_addr constant [256 x i8] [{entries}], align 64\n"
@@ -76,13 +87,78 @@ def _scalar(name: str, table: np.ndarray) -> str:
     )
 
 
-def _vector(name: str, table: np.ndarray, lanes: int) -> str:
+def _one_by_one(name: str, table: np.ndarray, lanes: int) -> str:
+    """A load for every byte."""
+    kind, one = f"<{lanes} x i8>", f"{name}.one"
+    lines = [f"define internal {kind} @{name}({kind} %x) alwaysinline {{"]
+    for k in range(lanes):
+        lines += [
+            f"  %x{k} = extractelement {kind} %x, i32 {k}",
+            f"  %y{k} = call i8 @{one}(i8 %x{k})",
+            f"  %r{k} = insertelement {kind} {f'%r{k - 1}' if k else 'poison'}, i8 %y{k}, i32 {k}",
+        ]
+    return _loaded(one, table) + "\n".join([*lines, f"  ret {kind} %r{lanes - 1}\n}}\n"])
+
+
+def _by_nibbles(name: str, table: np.ndarray, lanes: int) -> str:
+    """Four bits pick from rows of 16 results, three bits the row, the highest one the half.
+
+    A shuffle gives 0 where the highest bit of an index is set, so that a row of the lower half and
+    its pair of the upper one are looked up apart and joined. Rows of zeros are left out here, and
+    repeated ones by LLVM; with the most frequent result taken out of the table, the half that relu
+    makes constant is zeros.
+    """
+    kind = f"<{lanes} x i8>"
+    frequent = int(np.bincount(table).argmax())
+    rows = (table ^ frequent).reshape(16, 16)
+    lines = [
+        f"declare {kind} {_INSTRUCTIONS[lanes]}({kind}, {kind})",
+        f"define internal {kind} @{name}({kind} %x) alwaysinline {{",
+        f"  %upper = xor {kind} %x, {_bytes(128, lanes)}",
+    ]
+    for k in range(8):
+        lines += [
+            f"  %low{k} = {_picked_byte(rows[k], '%x', lanes)}",
+            f"  %high{k} = {_picked_byte(rows[k + 8], '%upper', lanes)}",
+            f"  %y{k}.of8 = or {kind} %low{k}, %high{k}",
+        ]
+    for bit, count in ((16, 4), (32, 2), (64, 1)):
+        lines += _halved(bit, count, lanes)
+    lines += [f"  %r = xor {kind} %y0.of1, {_bytes(frequent, lanes)}", f"  ret {kind} %r\n}}\n"]
+    return "\n".join(lines)
+
+
+def _picked_byte(row: np.ndarray, index: str, lanes: int) -> str:
+    """What the lowest four bits pick from a row, or 0 where the highest one is set."""
+    kind = f"<{lanes} x i8>"
+    if not row.any():
+        return f"or {kind} zeroinitializer, zeroinitializer"
+    repeated = _constant(np.tile(row, lanes // 16), "i8")
+    return f"call {kind} {_INSTRUCTIONS[lanes]}({kind} {repeated}, {kind} {index})"
+
+
+def _halved(bit: int, count: int, lanes: int) -> list[str]:
+    """Of every two of 2 * count candidates the one that a bit of x says."""
+    kind = f"<{lanes} x i8>"
+    chosen = [
+        f"  %y{k}.of{count} = select <{lanes} x i1> %set{bit}, "
+        f"{kind} %y{2 * k + 1}.of{2 * count}, {kind} %y{2 * k}.of{2 * count}"
+        for k in range(count)
+    ]
+    return [
+        f"  %bit{bit} = and {kind} %x, {_bytes(bit, lanes)}",
+        f"  %set{bit} = icmp ne {kind} %bit{bit}, zeroinitializer",
+        *chosen,
+    ]
+
+
+def _by_words(name: str, table: np.ndarray, lanes: int) -> str:
     """Even and odd bytes apart, as words: 7 bits pick a pair of bytes, the lowest one of them."""
+    kind = f"<{lanes} x i8>"
     lines = [
         f"declare {_ALL} {_PICK}({_ALL}, {_ALL}, {_ALL})",
-        f"define internal <{lanes} x i8> @{name}(<{lanes} x i8> %x) alwaysinline {{",
-        f"  %whole = {_resized('%x', lanes, VECTOR_BYTES)}",
-        f"  %v = bitcast <{VECTOR_BYTES} x i8> %whole to {_ALL}",
+        f"define internal {kind} @{name}({kind} %x) alwaysinline {{",
+        f"  %v = bitcast {kind} %x to {_ALL}",
         f"  %even = and {_ALL} %v, {_every(255)}",
         f"  %odd = lshr {_ALL} %v, {_every(8)}",
     ]
@@ -104,9 +180,8 @@ def _vector(name: str, table: np.ndarray, lanes: int) -> str:
             *lines,
             f"  %left = shl {_ALL} %odd.byte, {_every(8)}",
             f"  %joined = or {_ALL} %even.byte, %left",
-            f"  %bytes = bitcast {_ALL} %joined to <{VECTOR_BYTES} x i8>",
-            f"  %r = {_resized('%bytes', VECTOR_BYTES, lanes)}",
-            f"  ret <{lanes} x i8> %r\n}}\n",
+            f"  %r = bitcast {_ALL} %joined to {kind}",
+            f"  ret {kind} %r\n}}\n",
         ]
     )
 
@@ -121,19 +196,24 @@ def _picked(table: np.ndarray, index: str) -> tuple[str, str]:
     return low, high
 
 
-def _constant(numbers: np.ndarray | list[int]) -> str:
-    return f"<{', '.join(f'i16 {int(number)}' for number in numbers)}>"
+def _constant(numbers: np.ndarray | list[int], element: str = "i16") -> str:
+    return f"<{', '.join(f'{element} {int(number)}' for number in numbers)}>"
 
 
 def _every(number: int) -> str:
     return _constant([number] * WORDS)
 
 
-def _resized(value: str, lanes: int, to: int) -> str:
-    """A shuffle that keeps what fits; what is added is never looked at."""
-    places = ", ".join(f"i32 {k if k < lanes else 0}" for k in range(to))
-    kind = f"<{lanes} x i8>"
-    return f"shufflevector {kind} {value}, {kind} poison, <{to} x i32> <{places}>"
+def _bytes(number: int, lanes: int) -> str:
+    return _constant([number] * lanes, "i8")
+
+
+_SCHEMES: dict[int, Callable[[str, np.ndarray, int], str]] = {
+    16: _by_nibbles,
+    32: _by_nibbles,
+    64: _by_words,
+}
+"""How so many bytes are looked up at once."""
 
 
 @dataclass(frozen=True)

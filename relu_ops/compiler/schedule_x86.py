@@ -57,7 +57,7 @@ class Kernel:
 
 def schedule(graph: ir.Graph, target: Target) -> list[Kernel]:
     """Make every kernel of a graph for a target."""
-    table = lookup.table_of(graph) if _has_lookup(target) else None
+    table = lookup.table_of(graph)
     return [
         _kernel(graph, target, f"tile_{number}", patterns, table)
         for number, patterns in enumerate(pattern_sets(graph))
@@ -225,7 +225,6 @@ class _Scheduler:
             statements,
             self.externs,
             native_float16=self.target.native_float16,
-            has_lookup=_has_lookup(self.target),
             cheap_select="avx" in self.target.flags,
         )
 
@@ -274,10 +273,6 @@ class _Scheduler:
         column = tirx.Mul(start, self.strides[k]) if self.strided else start
         index = tirx.Add(row, column)
         return index if lanes == 1 else tirx.Ramp(index, _int(1), lanes)
-
-
-def _has_lookup(target: Target) -> bool:
-    return target.vector_bytes == lookup.VECTOR_BYTES
 
 
 def _int(value: int) -> Any:
