@@ -4,10 +4,13 @@ What a table holds is what the contract (`reference`) says, so the bits are the 
 
 - a graph of one 8-bit number (dequantize, activate, quantize) maps every input byte to an output
   byte, and its division costs more than all memory traffic: a table of 256 results, which every
-  vector of 16 bytes and more looks up by one of `_SCHEMES`, whatever its target;
+  vector of 16 bytes and more looks up by one of `_SCHEMES`, whatever its target. Quantized
+  leaky_relu of 64k int8 on one thread takes 11 us instead of 55 on x86-64-v2 and 5 instead of 32
+  on x86-64-v3 (with a table of random bytes 14 and 7; with a load for every byte 23 and 25), 1M on
+  two threads 45 instead of 239 on x86-64-v4 (AMD EPYC, Zen 4, 2026-11-21);
 - leaky_relu of bfloat16: what the product with the slope adds to the bits of a number depends on
   the 7 bits of its significand alone, unless the result leaves the normal numbers (1M elements,
-  2 threads: 31 us instead of 78; AMD EPYC, Zen 4, 2026-11-21). Only AVX-512 looks words up.
+  2 threads: 31 us instead of 78; same machine). Only AVX-512 looks words up.
 """
 
 from __future__ import annotations
@@ -88,7 +91,10 @@ def _loaded(name: str, table: np.ndarray) -> str:
 
 
 def _one_by_one(name: str, table: np.ndarray, lanes: int) -> str:
-    """A load for every byte."""
+    """A load for every byte: for tails, where a padded vector gains nothing.
+
+    A row of 15 int8 takes 5 ns so and 8 by shuffles on x86-64-v2 (AMD EPYC, Zen 4, 2026-11-21).
+    """
     kind, one = f"<{lanes} x i8>", f"{name}.one"
     lines = [f"define internal {kind} @{name}({kind} %x) alwaysinline {{"]
     for k in range(lanes):
@@ -213,7 +219,12 @@ _SCHEMES: dict[int, Callable[[str, np.ndarray, int], str]] = {
     32: _by_nibbles,
     64: _by_words,
 }
-"""How so many bytes are looked up at once."""
+"""How so many bytes are looked up at once.
+
+By nibbles in 64 bytes, 64k random results take 5.6 us instead of 3.3 (AMD EPYC, Zen 4, one thread,
+2026-11-21). Rows whose differences are summed up instead of chosen need fewer blends and more
+subtractions: 0.86 to 1.3 times the time, by the table.
+"""
 
 
 @dataclass(frozen=True)
