@@ -76,6 +76,7 @@ def report() -> dict[str, Any]:
     found: dict[str, Any] = {
         "relu_ops": _guarded(_relu_ops),
         "python": _guarded(_python),
+        "calls": _guarded(_calls),
         "packages": [_guarded(functools.partial(_package, row)) for row in PACKAGES],
         "machine": _guarded(_machine),
         "targets": _guarded(_targets),
@@ -115,6 +116,14 @@ def _python() -> dict[str, Any]:
         "executable": sys.executable,
         "problem": None if enough else f"Python must be {wanted} or newer",
     }
+
+
+def _calls() -> dict[str, Any]:
+    from relu_ops.runtime import headers
+
+    readable = headers.array_type() != 0
+    how = "read where they lie" if readable else "not read where they lie: 20 us more a call"
+    return {"reads_headers": readable, "how": how, "problem": None}
 
 
 def _package(row: Package) -> dict[str, Any]:
@@ -284,6 +293,7 @@ def render(report: Mapping[str, Any]) -> str:
     rows = {
         "relu_ops": [_line(report["relu_ops"], "{version} in {path}")],
         "python": [_line(report["python"], "{implementation} {version} at {executable}")],
+        "calls": [_line(report["calls"], "NumPy arrays are {how}")],
         "machine": [_line(report["machine"], "{cpu}, {cores} cores, {system}")],
         "targets": _target_lines(report["targets"]),
         "compiler": [_compiler_line(report["c_compiler"])],

@@ -13,6 +13,7 @@ import children
 import pytest
 
 from relu_ops import doctor, targets
+from relu_ops.runtime import headers
 from relu_ops.targets import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,10 +185,27 @@ def test_the_driver_and_nvcc_are_found_where_they_are(
     assert doctor.report()["cuda"]["driver"] == "CUDA 13.2"
 
 
+def test_it_says_how_calls_read_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "NumPy arrays are read where they lie" in doctor.render(doctor.report())
+    monkeypatch.setattr(headers, "array_type", lambda: 0)
+    report = doctor.report()
+    assert report["calls"]["reads_headers"] is False
+    assert "not read where they lie: 20 us more a call" in doctor.render(report)
+
+
 # ---------------------------------------------------------------- it never fails
 
 
-PROBES = ["_relu_ops", "_python", "_package", "_machine", "_targets", "_c_compiler", "_cuda"]
+PROBES = [
+    "_relu_ops",
+    "_python",
+    "_calls",
+    "_package",
+    "_machine",
+    "_targets",
+    "_c_compiler",
+    "_cuda",
+]
 
 
 @pytest.mark.parametrize("probe", [*PROBES, "_cache"])
