@@ -147,3 +147,27 @@ def test_library_exports_its_functions_and_no_more(tmp_path: object) -> None:
     # Only a CUDA library has a device to prepare.
     wanted = set(Library.__dataclass_fields__) - {"prepare"}
     assert names == {symbol_of(name) for name in wanted}
+
+
+def test_no_streaming_store_is_narrower_than_the_narrowest_one() -> None:
+    """From float64 to float32, a register of the one on v2 is half a register of the other."""
+    from onnx import TensorProto, helper
+
+    info = [
+        helper.make_tensor_value_info(name, element, ["N"])
+        for name, element in (("x", TensorProto.DOUBLE), ("y", TensorProto.FLOAT))
+    ]
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)
+    model = helper.make_model(
+        helper.make_graph([node], "narrower", info[:1], info[1:]),
+        opset_imports=[helper.make_opsetid("", 18)],
+    )
+    kernels = {
+        level: schedule_x86.schedule(frontend.import_model(model), targets.parse(level))[0]
+        for level in REGISTERS
+    }
+    assert {level: kernel.stream is None for level, kernel in kernels.items()} == {
+        "x86-64-v2": True,
+        "x86-64-v3": False,
+        "x86-64-v4": False,
+    }

@@ -72,13 +72,13 @@ def _kernel(
     table: np.ndarray | None,
 ) -> Kernel:
     """A kernel and, for one contiguous output of whole vectors, its streaming twin."""
-    plain = _Scheduler(graph, target, name, patterns, table)
-    vector_bytes = plain.lanes * DTYPES[plain.dtypes[-1]].itemsize
-    stream = None
+    make = functools.partial(_Scheduler, graph, target, name, patterns, table)
+    plain, streaming = make(), make(stream=True)
+    itemsize = DTYPES[plain.dtypes[-1]].itemsize
     # A streaming store writes around the cache, a whole vector at a time.
-    if len(graph.outputs) == 1 and vector_bytes >= _SMALLEST_STREAM and not plain.strided:
-        stream = _Scheduler(graph, target, f"{name}_stream", patterns, table, stream=True).run()
-    return Kernel(name, patterns, plain.run(), stream, vector_bytes)
+    can_stream = len(graph.outputs) == 1 and streaming.lanes * itemsize >= _SMALLEST_STREAM
+    stream = streaming.run() if can_stream else None
+    return Kernel(name, patterns, plain.run(), stream, plain.lanes * itemsize)
 
 
 class _Scheduler:
@@ -97,7 +97,7 @@ class _Scheduler:
         self.stream = stream
         self.graph = graph
         self.target = target
-        self.name = name
+        self.name = f"{name}_stream" if stream else name
         self.patterns = patterns
         self.leaves = leaves_of(graph)
         self.dtypes = [leaf.dtype for leaf in self.leaves] + [
