@@ -163,6 +163,29 @@ print(time.process_time() - before < 0.05)
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
+def test_slow_jobs_one_after_another_get_their_threads() -> None:
+    """Small ones by bytes, each longer than workers wait for the next: still one burst."""
+    code = """
+import os, numpy as np, onnx.parser, relu_ops
+relu_ops.set_num_threads(2)
+op = relu_ops.compile(onnx.parser.parse_model(
+    '<ir_version: 8, opset_import: ["" : 18]> g (int64[N] a, int64[N] b) => (int64[N] y)'
+    '{ c = Div(a, b) d = Div(c, b) e = Div(d, b) y = Div(e, b) }'
+))
+a, b = np.full(1 << 15, -(1 << 62)), np.full(1 << 15, 3)
+call = op.bind(a, b, out=np.empty_like(a))
+count = lambda: len(os.listdir("/proc/self/task"))
+before = count()
+for _ in range(1000):
+    call()
+    if count() > before:
+        break
+print(count() - before)
+"""
+    done = children.run(code)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
 @pytest.mark.parametrize("first", ["tvm", "relu_ops"])
 def test_tvm_in_the_same_process(first: str) -> None:
     use = "import numpy as np, relu_ops; x = np.ones(1 << 20, np.float32); relu_ops.relu(x)"

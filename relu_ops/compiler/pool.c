@@ -42,7 +42,7 @@ typedef struct {
   atomic_int owned;       /* a caller has a job in the pool */
   atomic_int workers;     /* threads that were started */
   atomic_int sleepers;    /* workers in the futex */
-  uint64_t last_tick;     /* when the owner's last job came */
+  atomic_ullong last_tick; /* when the last job that lacked workers ended */
   int64_t owed_bytes;     /* moved since then without workers that a wake would have brought */
   _Alignas(64) atomic_uint generation; /* counts jobs; what workers wait on */
   _Atomic(PoolTask) task;
@@ -257,9 +257,7 @@ static int missing_workers(Pool* pool, int threads) {
  * done when the jobs of this burst have moved as many bytes as make up for it (the ski-rental
  * rule: never much worse than knowing in advance how many jobs are still to come). */
 static int is_time_to_wake(Pool* pool, PoolUse use) {
-  uint64_t now = __rdtsc();
-  if (now - pool->last_tick > BURST_TICKS) pool->owed_bytes = 0;
-  pool->last_tick = now;
+  if (__rdtsc() - atomic_load(&pool->last_tick) > BURST_TICKS) pool->owed_bytes = 0;
   pool->owed_bytes += use.bytes;
   return pool->owed_bytes >= use.wake_bytes;
 }
@@ -276,15 +274,13 @@ void relu_ops_parallel(PoolTask task, void* argument, int64_t chunks, PoolUse us
     run_alone(task, argument, chunks);
     return;
   }
-  int wake = 0;
-  if (missing_workers(pool, threads)) {
-    wake = is_time_to_wake(pool, use);
-    if (wake) start_workers(pool, threads - 1);
-    if (!wake && atomic_load(&pool->workers) == atomic_load(&pool->sleepers)) {
-      atomic_store(&pool->owned, 0);
-      run_alone(task, argument, chunks);
-      return;
-    }
+  int missing = missing_workers(pool, threads), wake = missing && is_time_to_wake(pool, use);
+  if (wake) start_workers(pool, threads - 1);
+  if (missing && !wake && atomic_load(&pool->workers) == atomic_load(&pool->sleepers)) {
+    atomic_store(&pool->owned, 0);
+    run_alone(task, argument, chunks);
+    atomic_store(&pool->last_tick, __rdtsc());
+    return;
   }
   unsigned generation = atomic_load(&pool->generation) + 1;
   atomic_store_explicit(&pool->task, task, memory_order_relaxed);
@@ -308,5 +304,6 @@ void relu_ops_parallel(PoolTask task, void* argument, int64_t chunks, PoolUse us
     if (round < SPIN_ROUNDS) _mm_pause();
     else syscall(SYS_sched_yield);
   }
+  if (missing) atomic_store(&pool->last_tick, __rdtsc());
   atomic_store(&pool->owned, 0);
 }
