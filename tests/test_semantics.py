@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from cases import TARGETS, compiled_everywhere
-from onnx import TensorProto, helper
+from onnx import helper
 
 from relu_ops import compiler, graphs, reference, semantics
 from relu_ops.compiler import frontend, legalize
@@ -31,12 +31,6 @@ EDGE_SLOPES = (
     -3.4e38,
     *map(float, ("inf", "-inf", "nan")),
 )
-ELEMENTS = {
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "float32": TensorProto.FLOAT,
-    "float64": TensorProto.DOUBLE,
-}
 NARROW, WIDE = ("float16", "bfloat16"), ("float32", "float64")
 
 
@@ -152,18 +146,16 @@ def test_wide_floats_at_every_slope(alpha: float, dtype: str) -> None:
     unsigned = np.dtype(f"uint{DTYPES[dtype].bits}")
     drawn = np.random.default_rng(7).integers(0, np.iinfo(unsigned).max, 1 << 16, unsigned)
     exact = special_values(dtype).view(unsigned)
-    step = np.ldexp(
-        np.ones((), dtype),
-        np.arange(np.finfo(dtype).minexp - np.finfo(dtype).nmant, np.finfo(dtype).maxexp),
-    ).view(unsigned)
+    limits = np.finfo(dtype)
+    exponents = np.arange(limits.minexp - limits.nmant, limits.maxexp)
+    step = np.ldexp(np.ones((), dtype), exponents).view(unsigned)
     near = np.concatenate([step - 1, step, step + 1])
     sign = unsigned.type(1 << (DTYPES[dtype].bits - 1))
     x = np.concatenate([exact, near, near | sign, drawn]).view(dtype)
     attributes = {"alpha": float(np.float32(alpha))}
     expected = reference.apply("LeakyRelu", [x], attributes)
-    for name, operator in compiled_everywhere(
-        one_node("LeakyRelu", dtype, "x", 16, **attributes)
-    ).items():
+    model = one_node("LeakyRelu", dtype, "x", 16, **attributes)
+    for name, operator in compiled_everywhere(model).items():
         assert_same(operator(x), expected, f"{name}, {alpha}")
 
 
@@ -171,7 +163,7 @@ def one_node(
     operator: str, dtype: str, inputs: str, opset: int, **attributes: float
 ) -> onnx.ModelProto:
     """A model of one operator, of any rank; each letter of `inputs` names one."""
-    element = ELEMENTS[dtype]
+    element = helper.np_dtype_to_tensor_dtype(DTYPES[dtype].numpy)
     info = {n: helper.make_tensor_value_info(n, element, None) for n in f"{inputs}y"}
     node = helper.make_node(operator, list(inputs), ["y"], **attributes)
     graph = helper.make_graph([node], operator, [info[n] for n in inputs], [info["y"]])

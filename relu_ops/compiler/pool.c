@@ -43,7 +43,7 @@ typedef struct {
   atomic_int workers;     /* threads that were started */
   atomic_int sleepers;    /* workers in the futex */
   atomic_ullong last_tick; /* when the last job that lacked workers ended */
-  int64_t owed_bytes;     /* moved since then without workers that a wake would have brought */
+  int64_t owed_bytes;     /* moved in this burst without workers that a wake would have brought */
   _Alignas(64) atomic_uint generation; /* counts jobs; what workers wait on */
   _Atomic(PoolTask) task;
   _Atomic(void*) argument;

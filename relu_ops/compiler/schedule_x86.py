@@ -36,7 +36,7 @@ On v4, wider ones gain up to 12 % in the first-level cache, where everything tha
 to them, and lose up to 34 % there where it is not; beyond, they were 3 % faster to 17 % slower: on
 1M float32, relu takes 94 us with 32 bytes and 92 with 64, relu_grad 154 and 163,
 scale_bias_leaky_relu 97 and 109, relu on 16M 3.1 and 3.3 ms. On v2, these are two registers a turn,
-which gain 6 % on relu of 1M; but one where stores are streamed: relu on 16M takes 3.1 ms with one,
+which gain 7 % on relu of 1M; but one where stores are streamed: relu on 16M takes 3.1 ms with one,
 3.4 with two (AMD EPYC, Zen 4, one thread, 2026-11-21).
 """
 
