@@ -1,8 +1,11 @@
-"""Calls by array headers: the same results and refusals as without, and off where not safe."""
+"""Calls by Python's own convention: results and refusals as by tvm-ffi's, off where not safe."""
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import ml_dtypes
@@ -12,6 +15,7 @@ from cases import compiled, same_bits
 
 from relu_ops import graphs
 from relu_ops.errors import ArgumentError, ArgumentTypeError
+from relu_ops.runtime import arrays as conversions
 from relu_ops.runtime import headers, library, threads
 from relu_ops.runtime.operator import Operator
 
@@ -78,7 +82,6 @@ def test_the_same_with_and_without(relu: Operator, monkeypatch: pytest.MonkeyPat
         x = arrays(relu)[0]
         inputs, out = (x,), x.copy()
         assert relu._compute(inputs, out) is None
-        assert headers.function_at(0)(inputs, out) is None
         for a, b in zip(taken, results(relu), strict=True):
             assert same_bits(a, b)
     finally:
@@ -166,6 +169,82 @@ def test_what_it_leaves_to_others() -> None:
         relu(x, out=frozen)
     with pytest.raises(ArgumentTypeError, match=r"x.dtype must be float32 \(not float64\)"):
         relu(x.astype(np.float64), out=x)
+
+
+def described(relu: Operator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return conversions.describe([x, y], relu._dtypes)
+
+
+def test_a_bound_function(relu: Operator) -> None:
+    for x in arrays(relu):
+        x = np.asarray(x)
+        for count in ((), (1,), (2,)):
+            y, z = np.ones_like(x), np.ones_like(x)
+            call = relu._library.bound(described(relu, x, y).ctypes.data, *count)
+            other = relu._library.bind_views(described(relu, x, z).ctypes.data, *count)
+            for _ in range(2):
+                assert call() is None and other() is None
+                assert same_bits(y, z) and same_bits(y, relu(x))
+            with pytest.raises(TypeError, match="takes no arguments"):
+                call(1)
+
+
+def test_what_cannot_be_bound() -> None:
+    relu = operator(np.float32)
+    x = np.ones(8, np.float32)
+    fits = described(relu, x, x.copy()).ctypes.data
+    wrong = described(relu, x, np.ones(7, np.float32)).ctypes.data
+    for arguments in ((), (fits, 257), (fits, -1), (fits, 1, 1), (wrong,)):
+        assert relu._library.bound(*arguments) is None
+        with pytest.raises((TypeError, ValueError)):
+            relu._library.bind_views(*arguments)
+
+
+def test_a_bound_function_lets_go_of_its_memory() -> None:
+    relu = operator(np.float32)
+    x = np.ones((2, 3, 4), np.float32)[:, ::2]
+    description = described(relu, x, np.empty_like(x))
+    none = sys.getrefcount(None)
+    before = resident_bytes()
+    for _ in range(100_000):
+        call = relu._library.bound(description.ctypes.data)
+        call()
+    assert sys.getrefcount(None) - none < 1000
+    del call
+    gc.collect()
+    assert resident_bytes() - before < 20 << 20  # a plan has 600 bytes and more
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+@pytest.mark.parametrize(("size", "released"), [(8, False), (4 * library.FEW_ELEMENTS, True)])
+def test_others_run_meanwhile(size: int, released: bool) -> None:
+    """With so long a turn, another thread gets one only from who gives up his own."""
+    relu = operator(np.float32)
+    call = relu.bind(np.ones(size, np.float32))
+    turns, stop = [0], threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            turns[0] += 1
+            time.sleep(0)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        sys.setswitchinterval(1000)
+        before = turns[0]
+        for _ in range(2000):
+            call()
+        assert (turns[0] > before) == released
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        thread.join()
 
 
 def test_off_without_the_gil(monkeypatch: pytest.MonkeyPatch) -> None:

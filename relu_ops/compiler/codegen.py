@@ -50,7 +50,7 @@ LINK_FLAGS = [
 _HOST_UNITS = ("entry", "run_x86", "pool")
 _HEADERS = ("entry.h", "plan.h", "pool.h")
 
-VERSION_SCRIPT = "{ global: __tvm_ffi_*; relu_ops_compute; local: *; };\n"
+VERSION_SCRIPT = "{ global: __tvm_ffi_*; relu_ops_bound; relu_ops_compute; local: *; };\n"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
  * arguments (inputs..., outputs..., and optionally the number of threads): `call` computes, `bind`
  * returns a function that computes on these same arrays again and again; `call_views` and
  * `bind_views`, which take the address of a description instead of arrays, for what DLPack cannot
- * express; and relu_ops_compute, which reads NumPy arrays where they lie.
+ * express; and two functions by Python's own convention, which takes half as long: relu_ops_compute,
+ * which reads NumPy arrays where they lie, and relu_ops_bound, which is bind_views.
  *
  * Nothing is written before everything is checked. An array that does not fit is an error that
  * names it; the Python runtime turns it into a full sentence.
@@ -512,19 +513,23 @@ typedef struct {
 enum { C_CONTIGUOUS = 0x1, ALIGNED = 0x100, WRITEABLE = 0x400 };
 
 /* What the runtime tells of Python (runtime/headers.py): the type numpy.ndarray, NULL where headers must
- * not be read; what number NumPy gave to bfloat16; functions of the interpreter; and where the items of a
- * tuple begin, which is 8 bytes later from Python 3.14 on. */
+ * not be read; what number NumPy gave to bfloat16; where the items of a tuple begin, which is 8 bytes
+ * later from Python 3.14 on; None; and functions of the interpreter, in the order of their names there. */
 typedef struct {
   const void* array_type;
-  int64_t bfloat16_number;
+  int64_t bfloat16_number, items_at;
+  void* none;
   void (*refer_to)(void* object);
+  void (*let_go)(void* object);
   long (*as_long)(void* object);
   void* (*release_gil)(void);
   void (*take_gil)(void* thread);
-  int64_t items_at;
+  void* (*new_capsule)(void* content, const char* name, void (*end)(void* capsule));
+  void* (*content_of)(void* capsule, const char* name);
+  void* (*new_function)(const void* method, void* self, void* module);
 } Python;
 
-static Python python = {NULL, -1, NULL, NULL, NULL, NULL, 0};
+static Python python = {.bfloat16_number = -1};
 
 /* NumPy's type numbers: from NPY_BOOL to NPY_DOUBLE, and NPY_HALF. */
 static DLDataType dtype_of_number(int32_t number) {
@@ -629,15 +634,25 @@ static int give_bound(Plan* plan, TVMFFIAny* result) {
   return 0;
 }
 
-static int bind_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
+/* A prepared plan in memory of its own, or NULL. */
+static Plan* new_plan(Prepare from, const TVMFFIAny* arguments, int32_t count) {
   void* block = malloc(plans_size());
-  if (!block) return refuse("MemoryError", "the call", "cannot be bound: no memory");
-  Plan* plan = plan_at(block);
-  if (prepare_call(from, plan, arguments, count) || give_bound(plan, result)) {
-    free(block);
-    return -1;
+  if (!block) {
+    refuse("MemoryError", "the call", "cannot be bound: no memory");
+    return NULL;
   }
-  return 0;
+  Plan* plan = plan_at(block);
+  if (prepare_call(from, plan, arguments, count) == 0) return plan;
+  free(plan);
+  return NULL;
+}
+
+static int bind_now(Prepare from, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
+  Plan* plan = new_plan(from, arguments, count);
+  if (!plan) return -1;
+  if (give_bound(plan, result) == 0) return 0;
+  free(plan);
+  return -1;
 }
 
 #define DEFINE(name, action, source)                                                           \
@@ -654,9 +669,7 @@ DEFINE(bind_views, bind_now, prepare_from_description)
 
 static int views_of_headers(View* views, int64_t (*strides)[MAX_RANK], const TupleHeader* inputs,
                             const ArrayHeader* output) {
-  /* NumPy arrays are in the memory of the CPU. */
-  int here = relu_ops_device_type == kDLCPU;
-  if (!here || !python.array_type || OP.output_count != 1 || inputs->count != OP.input_count) return -1;
+  if (!python.array_type || OP.output_count != 1 || inputs->count != OP.input_count) return -1;
   const ArrayHeader* const* items = (const void*)((const char*)inputs + python.items_at);
   for (int k = 0; k < OP.input_count; ++k)
     if (view_of_header(&views[k], strides[k], items[k], ALIGNED)) return -1;
@@ -664,28 +677,78 @@ static int views_of_headers(View* views, int64_t (*strides)[MAX_RANK], const Tup
   return view_of_header(&views[k], strides[k], output, ALIGNED | WRITEABLE);
 }
 
+/* ---- Python's own convention --------------------------------------------------------------
+ * Functions that the interpreter calls without tvm-ffi between: see runtime/headers.py. The caller holds
+ * the GIL, and references to all arguments; what is returned is a new reference. For the CPU alone: it
+ * is where NumPy's arrays lie, and to run a plan cannot fail there. */
+
+static int is_here(void) { return relu_ops_device_type == kDLCPU; }
+
+static void* reference_to(void* object) {
+  python.refer_to(object);
+  return object;
+}
+
+static void run_with_gil(const Plan* plan) {
+  void* thread = plan->keeps_gil ? NULL : python.release_gil();
+  relu_ops_run(plan);
+  if (!thread) return;
+  leave(0);
+  python.take_gil(thread);
+}
+
 /* Compute from a tuple of NumPy arrays into an array; a third argument is the number of threads that
- * this uses at most. Not a function of tvm-ffi but one of Python's own (METH_FASTCALL, see
- * runtime/headers.py), which takes half as long for 16 elements. The caller holds the GIL, and references
- * to all arrays. Returns a new reference to the output, or to `none` where it cannot: then an error
- * is left behind, and the caller finds out for himself what is wrong. */
-EXPORT void* relu_ops_compute(void* none, void* const* arguments, int64_t count) {
+ * this uses at most. Returns the output, or None where it cannot: then an error is left behind, and the
+ * caller finds out for himself what is wrong. */
+EXPORT void* relu_ops_compute(void* self, void* const* arguments, int64_t count) {
+  (void)self;
   View views[OP.input_count + 1];
   int64_t strides[OP.input_count + 1][MAX_RANK], block[plans_size() / sizeof(int64_t) + 1];
   Plan* plan = plan_at(block);
-  void* answer = none;
-  if (count >= 2 && views_of_headers(views, strides, arguments[0], arguments[1]) == 0 &&
-      prepare(plan, views, views + OP.input_count) == 0) {
-    if (count > 2) plan->threads = (int32_t)python.as_long(arguments[2]);
-    void* thread = plan->keeps_gil ? NULL : python.release_gil();
-    if (relu_ops_run(plan) == 0) answer = arguments[1];
-    if (thread) {
-      leave(0);
-      python.take_gil(thread);
-    }
+  if (!is_here() || count < 2 || views_of_headers(views, strides, arguments[0], arguments[1]) ||
+      prepare(plan, views, views + OP.input_count))
+    return reference_to(python.none);
+  if (count > 2) plan->threads = (int32_t)python.as_long(arguments[2]);
+  run_with_gil(plan);
+  return reference_to(arguments[1]);
+}
+
+static const char PLAN[] = "relu_ops.plan";
+
+static void free_plan(void* capsule) { free(python.content_of(capsule, PLAN)); }
+
+static void* run_plan(void* capsule, void* unused) {
+  (void)unused;
+  run_with_gil(python.content_of(capsule, PLAN));
+  return reference_to(python.none);
+}
+
+/* A function without arguments that computes what a description says; a second argument is the number of
+ * threads. None where the description does not fit; NULL, with an error of Python's, where memory ends. */
+EXPORT void* relu_ops_bound(void* self, void* const* arguments, int64_t count) {
+  /* PyMethodDef; 4 is METH_NOARGS. */
+  static const struct {
+    const char* name;
+    void* (*function)(void*, void*);
+    int flags;
+    const char* doc;
+  } method = {"bound", run_plan, 4, NULL};
+  (void)self;
+  TVMFFIAny given[2] = {0};
+  for (int k = 0; k < count && k < 2; ++k) {
+    given[k].type_index = kTVMFFIInt;
+    given[k].v_int64 = python.as_long(arguments[k]);
   }
-  python.refer_to(answer);
-  return answer;
+  Plan* plan = is_here() ? new_plan(prepare_from_description, given, (int32_t)count) : NULL;
+  if (!plan) return reference_to(python.none);
+  void* capsule = python.new_capsule(plan, PLAN, free_plan);
+  if (!capsule) {
+    free(plan);
+    return NULL;
+  }
+  void* function = python.new_function(&method, capsule, NULL);
+  python.let_go(capsule);
+  return function;
 }
 
 /* Called by the last thread when the interpreter is about to end, with the address of a function that

@@ -50,7 +50,8 @@ _COMMON_IMPORTS = frozenset(
 _COMMON_EXPORTS = frozenset(
     {
         *("__tvm_ffi_call", "__tvm_ffi_call_views", "__tvm_ffi_configure", "__tvm_ffi_end"),
-        *("__tvm_ffi_bind", "__tvm_ffi_bind_views", "relu_ops_compute"),
+        *("__tvm_ffi_bind", "__tvm_ffi_bind_views"),
+        *("relu_ops_bound", "relu_ops_compute"),
     }
 )
 

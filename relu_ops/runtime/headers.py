@@ -1,12 +1,14 @@
-"""How compiled operators read NumPy arrays by the address of their headers, and if they may.
+"""How the interpreter and compiled operators meet without a layer between.
 
 DLPack costs a quarter of a microsecond per array, more than a small operator itself. NumPy's binary
 interface fixes where an array object keeps its data, shape, strides, dtype and flags: entry.c reads
 them there. This module checks, once per process and field by field, that they are where they are
 expected, so that another layout (a debug or free-threaded Python, another implementation) means
-the slower way and not a wrong address. The same goes for calling a function of C: relu of 16
-elements takes 0.18 us through tvm-ffi with two addresses, 0.09 by Python's own convention (AMD
-EPYC, Zen 4, Python 3.11, 2026-11-21).
+the slower way and not a wrong address.
+
+Operators are functions of Python's own calling convention, besides those of tvm-ffi: relu of 16
+elements takes 0.18 us through tvm-ffi with two addresses and 0.09 so, and 0.09 and 0.06 where it is
+bound (AMD EPYC, Zen 4, Python 3.11, 2026-11-22).
 """
 
 from __future__ import annotations
@@ -61,17 +63,22 @@ class _Tuple(ctypes.Structure):
     )
 
 
+_FUNCTIONS = (
+    *("Py_IncRef", "Py_DecRef", "PyLong_AsLong", "PyEval_SaveThread", "PyEval_RestoreThread"),
+    *("PyCapsule_New", "PyCapsule_GetPointer", "PyCFunction_NewEx"),
+)
+"""What entry.c calls; all belong to Python's stable binary interface."""
+
+
 class _Python(ctypes.Structure):
-    """Python of entry.c; its functions belong to Python's stable binary interface."""
+    """Python of entry.c."""
 
     _fields_ = (
         ("array_type", ctypes.c_void_p),
         ("bfloat16_number", ctypes.c_int64),
-        ("refer_to", ctypes.c_void_p),
-        ("as_long", ctypes.c_void_p),
-        ("release_gil", ctypes.c_void_p),
-        ("take_gil", ctypes.c_void_p),
         ("items_at", ctypes.c_int64),
+        ("none", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in _FUNCTIONS),
     )
 
 
@@ -104,21 +111,13 @@ def array_type() -> int:
 def about_python() -> ctypes.Structure:
     """What operators have to know of this interpreter."""
     number = DTYPES["bfloat16"].numpy.num
-    if sys.implementation.name != "cpython":
-        return _Python(0, number)
-    names = ("Py_IncRef", "PyLong_AsLong", "PyEval_SaveThread", "PyEval_RestoreThread")
-    functions = [ctypes.cast(ctypes.pythonapi[name], ctypes.c_void_p) for name in names]
-    return _Python(array_type(), number, *functions, _items_at())
+    functions = [ctypes.cast(ctypes.pythonapi[name], ctypes.c_void_p) for name in _FUNCTIONS]
+    return _Python(array_type(), number, _items_at(), id(None), *functions)
 
 
 def function_at(address: int) -> Callable[..., Any]:
-    """The Python function of `relu_ops_compute` (entry.c) at an address.
-
-    Where operators may not read headers, one that leaves everything to others.
-    """
-    if not array_type():
-        return lambda *arguments: None
-    method = _Method(b"compute", address, _METH_FASTCALL, None)
+    """The Python function of a function of C that takes an array of objects and their count."""
+    method = _Method(b"relu_ops", address, _METH_FASTCALL, None)
     # Python reads it for as long as the function lives, which may be longer than any module does:
     # an interpreter that ends clears those first. So it stays for good, as the library does.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(method))

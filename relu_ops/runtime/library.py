@@ -29,7 +29,10 @@ from relu_ops.runtime.threads import Settings
 
 FEW_ELEMENTS = 8192
 """A call of up to as many takes some microseconds at most, and keeps the GIL: to release it costs
-30 ns, where a bound call of 16 takes 95."""
+30 ns, where a bound call of 16 takes 55."""
+
+_OF_PYTHON = ("compute", "bound")
+"""Functions that Python calls by its own convention; the others are tvm-ffi's."""
 
 _ALL_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE
 _F_ADD_SEALS = 1033
@@ -50,6 +53,8 @@ class Library:
         end: Says that the interpreter is about to end.
         compute: Of a tuple of NumPy arrays and of one for the output (and optionally the number of
             threads). Returns the output, or None where it cannot; keeps the GIL for few elements.
+        bound: As bind_views, for the CPU alone: the function keeps the GIL for few elements. None
+            where the description does not fit.
         prepare: For CUDA alone: makes a device ready; see runtime/driver.py.
     """
 
@@ -60,6 +65,7 @@ class Library:
     configure: Callable[..., None]
     end: Callable[[int], None]
     compute: Callable[..., Any]
+    bound: Callable[..., Callable[[], None] | None]
     prepare: Callable[[int, int, int], None] | None = None
 
 
@@ -151,12 +157,12 @@ def _open(content: bytes, name: str) -> Library:
 
 def symbol_of(name: str) -> str:
     """What a library calls a function of `Library`."""
-    return "relu_ops_compute" if name == "compute" else f"__tvm_ffi_{name}"
+    return f"relu_ops_{name}" if name in _OF_PYTHON else f"__tvm_ffi_{name}"
 
 
 def _function(ffi: Any, library: ctypes.CDLL, name: str) -> Any:
     address = ctypes.cast(library[symbol_of(name)], ctypes.c_void_p).value or 0
-    if name == "compute":
+    if name in _OF_PYTHON:
         return headers.function_at(address)
     return ffi.Function.__from_extern_c__(address, keep_alive_object=library)
 

@@ -12,7 +12,7 @@ from relu_ops import bundle as bundles
 from relu_ops.bundle import Bundle, Tensor, Term
 from relu_ops.errors import ArgumentError, ArgumentTypeError
 from relu_ops.runtime import arrays, memory
-from relu_ops.runtime.library import FEW_ELEMENTS, Library, open_library
+from relu_ops.runtime.library import Library, open_library
 from relu_ops.runtime.threads import check_count
 from relu_ops.semantics import DTYPES
 from relu_ops.targets import Target
@@ -143,9 +143,9 @@ class Operator:
             if not arrays.is_addressable(result):
                 raise ArgumentError(f"{self.name}: out for {tensor.name} is misaligned")
         description = arrays.describe([*views, *results], self._dtypes)
-        function = self._library.bind_views(description.ctypes.data, *_thread_count(threads))
-        function.release_gil = max(result.size for result in results) > FEW_ELEMENTS
-        call = BoundCall(function)
+        described = (description.ctypes.data, *_thread_count(threads))
+        # What the one refuses without a word, the other refuses with one.
+        call = BoundCall(self._library.bound(*described) or self._library.bind_views(*described))
         call.inputs, call.out, call.views = inputs, returned, (*views, *results)
         return call
 
