@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def relu(x: Any, out: Any = None) -> Any:
     >>> relu(np.array([-1.5, -0.0, 2.0], dtype=np.float32))
     array([ 0., -0.,  2.], dtype=float32)
     """
-    return _standard("relu", _dtype_of(x, "relu"))(x, out=out)
+    return _operator("relu", _dtype_of(x))(x, out=out)
 
 
 def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
@@ -116,24 +117,36 @@ def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
     >>> leaky_relu(np.array([-2.0, 3.0], dtype=np.float32), alpha=0.5)
     array([-1.,  3.], dtype=float32)
     """
-    if not isinstance(alpha, int | float | np.number):
+    if not isinstance(alpha, _NUMBERS):
         raise ArgumentTypeError(f"leaky_relu: alpha must be a number (not {type(alpha).__name__})")
     try:
-        slope = float(alpha).hex()
+        slope = float(alpha)
     except OverflowError as error:
         raise ArgumentError(f"leaky_relu: alpha must be finite in float32 (not {alpha})") from error
-    return _standard("leaky_relu", _dtype_of(x, "leaky_relu"), slope)(x, out=out)
+    return _operator("leaky_relu", _dtype_of(x), slope, math.copysign(1, slope))(x, out=out)
 
 
-def _dtype_of(x: Any, what: str) -> str:
-    if isinstance(x, np.ndarray | np.generic):
-        name = dtype_name(x.dtype.newbyteorder("="))
-    elif arrays.is_torch(x) or hasattr(x, "__dlpack__"):
-        name = str(x.dtype).rpartition(".")[2]
+# What follows runs at every call: a type made of two with | takes longer than the arithmetic.
+
+_ARRAYS = (np.ndarray, np.generic)
+_NUMBERS = (int, float, np.number)
+
+
+def _dtype_of(x: Any) -> Any:
+    """The dtype of an array, as its library has it; what Python's numbers become otherwise."""
+    is_array = isinstance(x, _ARRAYS) or arrays.is_torch(x) or hasattr(x, "__dlpack__")
+    return x.dtype if is_array else "float32"
+
+
+@functools.cache
+def _operator(graph: str, dtype: Any, alpha: float | None = None, sign: float = 1) -> Operator:
+    """As `_standard`, for what `_dtype_of` gives, and a slope with its sign: 0.0 == -0.0."""
+    if isinstance(dtype, np.dtype):
+        name = dtype_name(dtype.newbyteorder("="))
     else:
-        return "float32"
+        name = str(dtype).rpartition(".")[2]
     if name not in DTYPES:
         raise ArgumentTypeError(
-            f"{what}: x.dtype must be one of {', '.join(DTYPES)} (not {x.dtype})"
+            f"{graph}: x.dtype must be one of {', '.join(DTYPES)} (not {dtype})"
         )
-    return name
+    return _standard(graph, name, None if alpha is None else alpha.hex())
