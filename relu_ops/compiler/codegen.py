@@ -47,8 +47,8 @@ LINK_FLAGS = [
     "-Wl,--version-script=exports.map",
 ]
 
-_HOST_UNITS = ("entry", "run_x86", "pool")
-_HEADERS = ("entry.h", "plan.h", "pool.h")
+_HOST_UNITS = ("entry", "python", "plan", "run_x86", "pool")
+_HEADERS = ("entry.h", "plan.h", "operator.h", "pool.h")
 
 VERSION_SCRIPT = "{ global: __tvm_ffi_*; relu_ops_bound; relu_ops_compute; local: *; };\n"
 
@@ -122,7 +122,7 @@ def _link(
 ) -> bytes:
     for name, content in _host_objects(tuple(compiler)).items():
         (folder / name).write_bytes(content)
-    (folder / "entry.h").write_bytes(source("entry.h"))
+    (folder / "operator.h").write_bytes(source("operator.h"))
     (folder / "operator.c").write_text(_operator_source(graph, kernels))
     (folder / "constants.bin").write_bytes(constants(graph)[0])
     (folder / "exports.map").write_text(VERSION_SCRIPT)

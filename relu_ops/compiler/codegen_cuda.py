@@ -44,9 +44,9 @@ NVCC_FLAGS = (
     "--threads=0",
 )
 
-HOST_UNITS = ("entry", "run_cuda")
+HOST_UNITS = ("entry", "python", "plan", "run_cuda")
 _DEVICE_HEADERS = ("device.h", "bfloat16.h")
-HEADERS = ("entry.h", "plan.h", "kernel_cuda.h", "driver.h")
+HEADERS = ("entry.h", "plan.h", "operator.h", "kernel_cuda.h", "driver.h")
 
 _LARGEST_PARAMETERS = 32_764
 """Bytes of parameters that a kernel may have, from compute capability 7.0 on."""
@@ -223,7 +223,7 @@ def _without_compiling() -> Iterator[None]:
 
 
 def _entry_source(graph: ir.Graph, kernels: Sequence[Kernel], built_for: str) -> str:
-    """The tables of entry.h, and those of kernel_cuda.h."""
+    """The tables of operator.h, and those of kernel_cuda.h."""
 
     def declare(tables: Tables) -> list[str]:
         rows = []
@@ -246,7 +246,7 @@ def _entry_source(graph: ir.Graph, kernels: Sequence[Kernel], built_for: str) ->
             *(str(len(constants(graph)[0])), f'"{built_for}"'),
         ]
         tables.lines.append(f"const CudaTables relu_ops_cuda = {{{', '.join(fields)}}};")
-        return []  # none of entry.h's own kernels
+        return []  # none of operator.h's own kernels
 
     return operator_source(graph, declare, 0)
 

@@ -1,13 +1,24 @@
-/* What entry.c plans and a run_*.c runs: the same for every device. */
+/* What plan.c makes and a run_*.c runs: the same for every device. */
 #ifndef RELU_OPS_PLAN_H_
 #define RELU_OPS_PLAN_H_
 
+#include <dlpack/dlpack.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "entry.h"
+#include "operator.h"
 
 #define OP relu_ops_operator
+#define EXPORT __attribute__((visibility("default")))
+
+/* An array as it was passed. Strides are in elements; NULL means compact. */
+typedef struct {
+  char* data;
+  const int64_t* shape;
+  const int64_t* strides;
+  int32_t rank, device;
+  DLDataType dtype;
+} View;
 
 /* A loop nest over collapsed dimensions, outermost first. Strides are in elements. */
 typedef struct Plan {
@@ -40,6 +51,19 @@ static inline Plan* plan_at(void* block) {
   plan->device = 0;
   return plan;
 }
+
+/* Room for one plan, or one per output: see relu_ops_prepare. */
+static inline size_t relu_ops_plans_size(void) { return plan_size() * (size_t)OP.output_count; }
+
+/* Check the arrays and plan the call: one pass for all outputs, or one for each where their shapes do
+ * not broadcast together. `plan` has room for relu_ops_plans_size(). 0, or -1 with a tvm-ffi error set. */
+int relu_ops_prepare(Plan* plan, const View* in, const View* out);
+
+/* Up to so many elements a call keeps the GIL: see runtime/library.py. */
+extern int64_t relu_ops_few_elements;
+
+/* Set a tvm-ffi error that names something and says what is wrong with it; -1. */
+int relu_ops_refuse(const char* kind, const char* name, const char* reason);
 
 /* The DLPack device type whose memory these plans point into. */
 extern const int32_t relu_ops_device_type;

@@ -1,7 +1,7 @@
 """Schedules a graph for x86: which loops, which vectors, which tails.
 
 A kernel computes a tile: `rows` rows of `n` elements, in one combination of patterns (see
-schedule.py). The host entry (entry.c) collapses dimensions and chooses among the kernels.
+schedule.py). The host side collapses dimensions (plan.c) and chooses among the kernels (run_x86.c).
 
 Vectors are explicit: LLVM's own vectorizer prefers 256 bits and needs a promise that buffers do
 not overlap, which a call in place would break. No such promise is made here; every vector is

@@ -1,9 +1,9 @@
 """How the interpreter and compiled operators meet without a layer between.
 
 DLPack costs a quarter of a microsecond per array, more than a small operator itself. NumPy's binary
-interface fixes where an array object keeps its data, shape, strides, dtype and flags: entry.c reads
-them there. This module checks, once per process and field by field, that they are where they are
-expected, so that another layout (a debug or free-threaded Python, another implementation) means
+interface fixes where an array object keeps its data, shape, strides, dtype and flags: python.c
+reads them there. This module checks, once per process and field by field, that they are where they
+are expected, so that another layout (a debug or free-threaded Python, another implementation) means
 the slower way and not a wrong address.
 
 Operators are functions of Python's own calling convention, besides those of tvm-ffi: relu of 16
@@ -38,7 +38,7 @@ class _Dtype(ctypes.Structure):
 
 
 class _Array(ctypes.Structure):
-    """ArrayHeader of entry.c."""
+    """ArrayHeader of compiler/python.c."""
 
     _fields_ = (
         ("references", ctypes.c_int64),
@@ -54,7 +54,7 @@ class _Array(ctypes.Structure):
 
 
 class _Tuple(ctypes.Structure):
-    """TupleHeader of entry.c."""
+    """TupleHeader of compiler/python.c."""
 
     _fields_ = (
         ("references", ctypes.c_int64),
@@ -67,11 +67,11 @@ _FUNCTIONS = (
     *("Py_IncRef", "Py_DecRef", "PyLong_AsLong", "PyEval_SaveThread", "PyEval_RestoreThread"),
     *("PyCapsule_New", "PyCapsule_GetPointer", "PyCFunction_NewEx"),
 )
-"""What entry.c calls; all belong to Python's stable binary interface."""
+"""What compiler/python.c calls; all belong to Python's stable binary interface."""
 
 
 class _Python(ctypes.Structure):
-    """Python of entry.c."""
+    """Python of compiler/python.c."""
 
     _fields_ = (
         ("array_type", ctypes.c_void_p),
@@ -132,7 +132,7 @@ def _items_at() -> int:
 
 
 def _are_readable() -> bool:
-    """True where the layout is the one that entry.c knows, and the GIL keeps it still."""
+    """True where the layout is the one that python.c knows, and the GIL keeps it still."""
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     if sys.implementation.name != "cpython" or not gil:
         return False

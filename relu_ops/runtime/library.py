@@ -42,7 +42,7 @@ _END_SECONDS, _STEP_SECONDS = 0.5, 0.05
 
 @dataclass(frozen=True)
 class Library:
-    """The functions of an operator's library; see compiler/entry.c.
+    """The functions of an operator's library; see compiler/entry.c and python.c.
 
     Attributes:
         call: Computes on arrays that DLPack can express: (inputs..., outputs...).
@@ -197,7 +197,7 @@ def _unique_path(descriptor: int) -> str:
 
 
 def _end() -> None:
-    """Let no thread come back from a library into an interpreter that ends: see leave in entry.c.
+    """Let no thread come back from a library into an interpreter that ends: see entry.c.
 
     Those that are just coming back have a moment to take the interpreter's lock before it ends.
     """
