@@ -17,7 +17,7 @@ from relu_ops.runtime.threads import check_count
 from relu_ops.semantics import DTYPES
 from relu_ops.targets import Target
 
-_ndarray, _empty_like = np.ndarray, np.empty_like
+_ndarray, _empty_like, _LEAST_BYTES = np.ndarray, np.empty_like, memory.LEAST_BYTES
 
 
 class BoundCall(functools.partial[None]):
@@ -61,9 +61,10 @@ class Operator:
             bundle.contents[entry.path], f"{bundle.path}: {entry.path}", target.kind
         )
         self._compute = self._library.compute
-        self._single = len(self.outputs) == 1
+        self._count, self._single = len(self.inputs), len(self.outputs) == 1
         self._dtypes = [tensor.dtype for tensor in self.inputs + self.outputs]
         self._shaping = _inputs_that_shape(manifest.output_terms)
+        self._others = self._shaping[1:]
         self._output_dtype = DTYPES[self.outputs[0].dtype].numpy
 
     # The entry checks everything before it writes anything, so that a refusal can be answered by
@@ -101,15 +102,19 @@ class Operator:
 
         None otherwise. The entry checks the shape, as that of any output.
         """
-        if self._shaping is None or len(inputs) != len(self.inputs):
+        if len(inputs) != self._count or not self._shaping:
             return None
         for x in inputs:
             if x.__class__ is not _ndarray:
                 return None
-        if len(self._shaping) == 1:
-            x = inputs[self._shaping[0]]
-            like = _empty_like if x.nbytes < memory.LEAST_BYTES else memory.empty_like
-            return like(x, self._output_dtype)
+        x = inputs[self._shaping[0]]
+        for k in self._others:
+            if inputs[k].shape != x.shape:
+                return self._broadcast_output(inputs)
+        like = _empty_like if x.nbytes < _LEAST_BYTES else memory.empty_like
+        return like(x, self._output_dtype)
+
+    def _broadcast_output(self, inputs: tuple[Any, ...]) -> np.ndarray | None:
         try:
             shape = np.broadcast(*[inputs[k] for k in self._shaping]).shape
             return memory.empty(shape, self._output_dtype)
@@ -238,12 +243,12 @@ class Operator:
         return _restored, (str(held.path), held.encoded, dict(held.contents), self.target.name)
 
 
-def _inputs_that_shape(output_terms: Sequence[Sequence[Term]]) -> list[int] | None:
-    """The inputs whose shapes make that of the only output; None where it takes more than that."""
+def _inputs_that_shape(output_terms: Sequence[Sequence[Term]]) -> list[int]:
+    """The inputs whose shapes make that of the only output; none where it takes more than that."""
     terms = [t for t in output_terms[0] if t.input is not None or t.shape]  # no scalar constants
     plain = all(t.input is not None and t.trailing == 0 and t.block == 1 for t in terms)
-    if not plain or not terms or len(output_terms) != 1:
-        return None
+    if not plain or len(output_terms) != 1:
+        return []
     return [t.input for t in terms if t.input is not None]
 
 
