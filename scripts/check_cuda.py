@@ -9,22 +9,27 @@ torch are all that is needed; relu_ops itself is not):
 
     python check_cuda.py run FOLDER
 
-It prints a line for each check and a verdict, and writes FOLDER/record.json. Exit code 0: every bit
-was right and every bar was met; 1: not; 2: nothing could be run. With --quick, samples. With
+It prints a line for each check and a verdict, and writes FOLDER/record.json, anew after every step:
+what fails or hangs later takes nothing of it away. The steps that tell most come first; what does
+not fit into --seconds is left out, and said to be. Exit code 0: every bit was right and every bar
+was met; 1: not, or not all of it was seen; 2: nothing could be run. With --quick, samples. With
 --simulated, libraries whose device is the CPU: to try this script itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import hashlib
 import json
+import os
 import platform
 import statistics
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +54,8 @@ LARGE_BYTES = 64 * 2**20
 LEAST_FUSED_SPEEDUP = 2.0
 # What two runs of one kernel differ by: "not slower" is meant beyond it.
 NOISE = 1.03
+# An idle device takes a while to raise its clock.
+WARM_UP_SECONDS = 0.5
 
 
 def build(folder: Path) -> int:
@@ -135,14 +142,40 @@ class Check:
         import torch
 
         self.torch = torch
-        self.quick, self.simulated = options.quick, options.simulated
+        self.folder, self.quick, self.simulated = options.folder, options.quick, options.simulated
         self.device = "cpu" if options.simulated else f"cuda:{options.device}"
-        names = [n for n in GRAPHS if (options.folder / f"{n}.bundle").is_dir()]
-        self.libraries = {
-            n: Library(options.folder / f"{n}.bundle", options.device, options.simulated)
-            for n in names
-        }
+        self.deadline = time.monotonic() + options.seconds
+        self.libraries: dict[str, Library] = {}
         self.results: list[dict[str, Any]] = []
+        self.times: list[dict[str, Any]] = []
+        self.failures: list[str] = []
+        self.left_out: list[str] = []
+        if not options.simulated:
+            torch.cuda.set_device(options.device)  # events and graphs are the current device's
+        for name in GRAPHS:
+            bundle = options.folder / f"{name}.bundle"
+            if bundle.is_dir():
+                with self.kept(f"loading {name}"):
+                    self.libraries[name] = Library(bundle, options.device, options.simulated)
+
+    @contextlib.contextmanager
+    def kept(self, what: str) -> Iterator[None]:
+        """Keep and print what a step raises: the next one may still tell something."""
+        try:
+            yield
+        except Exception as error:
+            self.failures.append(f"{what}: {type(error).__name__}: {error}")
+            print(f"FAILED {what}", flush=True)
+            traceback.print_exc()
+
+    def has_time(self, what: str) -> bool:
+        """Whether there is time for more of something; if not, that it is left out."""
+        if time.monotonic() < self.deadline:
+            return True
+        if what not in self.left_out:
+            self.left_out.append(what)
+            print(f"no time for {what}", flush=True)
+        return False
 
     def note(self, name: str, compared: int, wrong: int, said: str = "") -> None:
         """Keep and print one result."""
@@ -184,21 +217,39 @@ def unary(check: Check) -> Iterator[tuple[str, str, Library]]:
             yield name, name.rpartition("_")[2], library
 
 
-def every_pattern(check: Check) -> None:
-    """All bit patterns of every dtype."""
+def short_patterns(check: Check) -> None:
+    """All bit patterns of 8 and 16 bits."""
     for name, dtype, library in unary(check):
         width = 8 * check.empty(1, dtype).element_size()
-        chunk = min(1 << width, 1 << (20 if check.quick else 26))
-        step = chunk * (509 if check.quick and width == 32 else 1)
-        compared = wrong = 0
-        for start in range(0, 1 << width, step):
-            stop = min(start + chunk, 1 << width)
-            x = check.put(np.arange(start, stop, dtype=np.int64).astype(f"u{width // 8}"), dtype)
-            y = check.torch.empty_like(x)
-            library.call(x, y)
-            more, bad = check.agree(name, x, y)
-            compared, wrong = compared + more, wrong + bad
-        check.note(f"{name}, bit patterns", compared, wrong)
+        if width < 32:
+            some_patterns(check, name, dtype, library, [0], 1 << width)
+
+
+def long_patterns(check: Check) -> None:
+    """All bit patterns of 32 bits."""
+    chunk = 1 << (20 if check.quick else 26)
+    for name, dtype, library in unary(check):
+        if dtype == "float32":
+            starts = range(0, 1 << 32, chunk * (509 if check.quick else 1))
+            some_patterns(check, name, dtype, library, starts, chunk)
+
+
+def some_patterns(
+    check: Check, name: str, dtype: str, library: Library, starts: Sequence[int], chunk: int
+) -> None:
+    """The bit patterns from each start on."""
+    unsigned = f"u{check.empty(1, dtype).element_size()}"
+    first, bits = np.arange(chunk).astype(unsigned), np.empty(chunk, unsigned)
+    compared = wrong = 0
+    for start in starts:
+        if not check.has_time(f"{name}, bit patterns from {start:#x}"):
+            break
+        x = check.put(np.add(first, np.array(start, unsigned), out=bits), dtype)
+        y = check.torch.full_like(x, 42)
+        library.call(x, y)
+        wrong += differing(check.bits(y), reference(name, bits), name)
+        compared += chunk
+    check.note(f"{name}, bit patterns", compared, wrong)
 
 
 def sizes_and_offsets(check: Check) -> None:
@@ -309,6 +360,25 @@ def past_32_bits(check: Check) -> None:
 # Streams, graphs, threads
 
 
+def first_calls(check: Check) -> None:
+    """The very first calls of a library, of each of its kernels, in the capture of a graph."""
+    torch, name = check.torch, "relu_bfloat16"
+    bits = np.random.default_rng(4).integers(0, 2**16, 1 << 16, np.uint64).astype(np.uint16)
+    source = check.put(bits, "bfloat16")
+    x, y, z = (torch.zeros_like(source) for _ in range(3))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        check.libraries[name].call(x, y)
+        check.libraries[name].call(x[::2], z[::2])
+    x.copy_(source)
+    graph.replay()
+    torch.cuda.synchronize()
+    check.note("first calls, captured", *check.agree(name, x, y))
+    check.note("first calls of any strides, captured", *check.agree(name, x[::2], z[::2]))
+    untouched = check.bits(z[1::2])
+    check.note("and nothing between them", untouched.size, int(untouched.any()))
+
+
 def streams(check: Check) -> None:
     """A call waits for what its stream does first, and is captured by a graph."""
     torch, library = check.torch, check.libraries["leaky_relu_float32"]
@@ -344,7 +414,7 @@ def streams(check: Check) -> None:
         check.note("a second device", *check.agree("leaky_relu_float32", *there))
 
 
-def through_the_runtime(check: Check, folder: Path) -> None:
+def through_the_runtime(check: Check) -> None:
     """The same through relu_ops.load, where relu_ops is installed."""
     try:
         import relu_ops
@@ -352,7 +422,7 @@ def through_the_runtime(check: Check, folder: Path) -> None:
         check.note("relu_ops.load", 0, 0, f"skipped: {error}")
         return
     torch = check.torch
-    operator = relu_ops.load(folder / "leaky_relu_float32.bundle", device=check.device)
+    operator = relu_ops.load(check.folder / "leaky_relu_float32.bundle", device=check.device)
     bits = np.random.default_rng(3).integers(0, 2**32, 1 << 16, np.uint64).astype(np.uint32)
     x = check.put(bits, "float32")
     check.note("op(x)", *check.agree("leaky_relu_float32", x, operator(x)))
@@ -364,13 +434,86 @@ def through_the_runtime(check: Check, folder: Path) -> None:
     call()
     side.synchronize()
     check.note("op.bind(stream=)", *check.agree("leaky_relu_float32", x, y))
+    for stream in (0, 1, 2, side.cuda_stream):  # none, legacy, of the thread, a handle
+        what = f"op(x, stream={stream if stream < 3 else 'a handle'})"
+        with check.kept(what):
+            y = operator(x, stream=stream)
+            torch.cuda.synchronize()
+            check.note(what, *check.agree("leaky_relu_float32", x, y))
+    y, graph = torch.zeros_like(x), torch.cuda.CUDAGraph()
+    call = operator.bind(x, out=y)
+    with torch.cuda.graph(graph):
+        call()
+        new = operator(x)
+    graph.replay()
+    torch.cuda.synchronize()
+    check.note("op.bind(), captured", *check.agree("leaky_relu_float32", x, y))
+    check.note("op(x), captured", *check.agree("leaky_relu_float32", x, new))
     refused = 0
-    for bad in (x.cpu(), x.cpu().numpy(), x.double()):
+    negated = torch.zeros(4, dtype=torch.complex64, device=check.device).conj().imag
+    for bad in (x.cpu(), x.cpu().numpy(), x.double(), negated):
         try:
             operator(bad)
         except relu_ops.ReluOpsError:
             refused += 1
-    check.note("refusals", 3, 3 - refused)
+    try:
+        operator(x[1:], out=x[:-1])
+    except relu_ops.ReluOpsError:
+        refused += 1
+    check.note("refusals", 5, 5 - refused)
+    small, out = x[:1024], torch.empty_like(x[:1024])
+    bound, eager = operator.bind(small, out=out), torch.ops.aten.leaky_relu.out
+    for what, run in (
+        ("op(x, out=y)", lambda: operator(small, out=out)),
+        ("op(x)", lambda: operator(small)),
+        ("op.bind()", bound),
+        ("torch", lambda: eager(small, ALPHA, out=out)),
+    ):
+        least = min(launched(check, run, 50) for _ in range(20))
+        check.note(f"a launch of {what}", 0, 0, f"takes {least * 1e6:.2f} us")
+
+
+def other_packages(check: Check) -> None:
+    """Arrays of CuPy and JAX, where they and relu_ops are installed."""
+    try:
+        import relu_ops
+    except ImportError as error:
+        check.note("CuPy and JAX", 0, 0, f"skipped: {error}")
+        return
+    operator = relu_ops.load(check.folder / "leaky_relu_float32.bundle", device=check.device)
+    bits = np.random.default_rng(5).integers(0, 2**32, 1 << 16, np.uint64).astype(np.uint32)
+    for name, compute in (("CuPy", with_cupy), ("JAX", with_jax)):
+        with check.kept(name):
+            try:
+                got = compute(operator, bits.view(np.float32))
+            except ImportError as error:
+                check.note(name, 0, 0, f"skipped: {error}")
+                continue
+            wrong = differing(
+                got.view(np.uint32), reference("leaky_relu_float32", bits), "_float32"
+            )
+            check.note(name, bits.size, wrong)
+
+
+def with_cupy(operator: Any, x: np.ndarray) -> np.ndarray:
+    """On a stream of CuPy's that waits for no other."""
+    import cupy
+
+    with cupy.cuda.Device(int(operator.device.partition(":")[2])):
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            y = operator(cupy.asarray(x))
+            stream.synchronize()
+        return cupy.asnumpy(y)
+
+
+def with_jax(operator: Any, x: np.ndarray) -> np.ndarray:
+    """With what JAX computed, and read by JAX again."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the others need memory, too
+    import jax
+
+    (device,) = [d for d in jax.local_devices() if str(d.local_hardware_id) == operator.device[5:]]
+    y = operator(jax.device_put(x[::-1].copy(), device)[::-1])
+    return np.asarray(jax.jit(lambda y: y[::-1])(y))[::-1].copy()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -434,6 +577,7 @@ def contestants(check: Check, graph: str, count: int) -> tuple[dict[str, Callabl
         "copy": lambda: y.copy_(x),
     }
     if not check.quick:
+        torch._dynamo.reset()  # it compiles one function for a few shapes at most
         compiled = torch.compile(plain, dynamic=False)
         try:
             compiled(*inputs)
@@ -444,10 +588,13 @@ def contestants(check: Check, graph: str, count: int) -> tuple[dict[str, Callabl
     return found, moved
 
 
-def time_all(check: Check) -> list[dict[str, Any]]:
-    """Interleaved rounds of every contestant at every size."""
+def time_all(check: Check) -> None:
+    """Every graph at every size."""
     counts = [2**10, 2**14, 2**18, 2**20, 2**22, 2**24, 2**26, 2**28]
-    rows = []
+    warm = check.torch.empty(2**26, device=check.device)
+    until = time.monotonic() + WARM_UP_SECONDS
+    while time.monotonic() < until:
+        timed(check, lambda: warm.fill_(1), 10)
     for graph in (
         "relu_float32",
         "leaky_relu_float32",
@@ -456,34 +603,42 @@ def time_all(check: Check) -> list[dict[str, Any]]:
         "scale_bias_leaky_relu",
     ):
         for count in counts[::3] if check.quick else counts:
-            found, moved = contestants(check, graph, count)
-            repeats = max(3, min(200, int(2e-3 / (moved / 3e12 + 3e-6))))
-            samples: dict[str, list[float]] = {name: [] for name in found}
-            launches: dict[str, list[float]] = {name: [] for name in found}
-            for round_number in range(4 if check.quick else 14):
-                for name, run in found.items():
-                    seconds = timed(check, run, repeats)
-                    launch = launched(check, run, 50) if count == counts[0] else 0.0
-                    if round_number > 1:  # the first two warm up
-                        samples[name].append(seconds)
-                        launches[name].append(launch)
-            for name in found:
-                middle = statistics.median(samples[name])
-                rows.append(
-                    {
-                        "graph": graph,
-                        "elements": count,
-                        "what": name,
-                        "seconds": samples[name],
-                        "median_seconds": middle,
-                        "launch_seconds": statistics.median(launches[name]),
-                        "bytes": moved if name != "copy" else 2 * found_bytes(graph, count),
-                    }
-                )
-                speed = rows[-1]["bytes"] / middle / 1e9
-                print(f"      {graph:<24}{count:>12,} {name:<16}", end="")
-                print(f"{middle * 1e6:>10.2f} us {speed:>7.0f} GB/s")
-            check.torch.cuda.empty_cache()
+            if check.has_time(f"the times of {graph} of {count:,} elements"):
+                with check.kept(f"timing {graph} of {count:,} elements"):
+                    check.times += time_one(check, graph, count, count == counts[0])
+                check.torch.cuda.empty_cache()
+
+
+def time_one(check: Check, graph: str, count: int, launches_too: bool) -> list[dict[str, Any]]:
+    """Interleaved rounds of every contestant at one size."""
+    found, moved = contestants(check, graph, count)
+    repeats = max(3, min(200, int(2e-3 / (moved / 3e12 + 3e-6))))
+    samples: dict[str, list[float]] = {name: [] for name in found}
+    launches: dict[str, list[float]] = {name: [] for name in found}
+    for round_number in range(4 if check.quick else 14):
+        for name, run in found.items():
+            seconds = timed(check, run, repeats)
+            launch = launched(check, run, 50) if launches_too else 0.0
+            if round_number > 1:  # the first two warm up
+                samples[name].append(seconds)
+                launches[name].append(launch)
+    rows = []
+    for name in found:
+        middle = statistics.median(samples[name])
+        rows.append(
+            {
+                "graph": graph,
+                "elements": count,
+                "what": name,
+                "seconds": samples[name],
+                "median_seconds": middle,
+                "launch_seconds": statistics.median(launches[name]),
+                "bytes": moved if name != "copy" else 2 * found_bytes(graph, count),
+            }
+        )
+        speed = rows[-1]["bytes"] / middle / 1e9
+        print(f"      {graph:<24}{count:>12,} {name:<16}", end="")
+        print(f"{middle * 1e6:>10.2f} us {speed:>7.0f} GB/s", flush=True)
     return rows
 
 
@@ -529,36 +684,80 @@ def run(options: argparse.Namespace) -> int:
         print("cannot run: torch sees no CUDA device")
         return 2
     check = Check(options)
-    if not check.libraries:
+    if not check.libraries and not check.failures:
         print(f"cannot run: {options.folder} holds no bundle of {', '.join(GRAPHS)}")
         return 2
     record: dict[str, Any] = {
         "device": platform.processor() if options.simulated else torch.cuda.get_device_name(),
         "versions": {"torch": torch.__version__, "tvm_ffi": tvm_ffi.__version__},
+        "numpy": np.__version__,
+        "python": platform.python_version(),
         "cuda": torch.version.cuda,
+        "driver": None if options.simulated else driver_version(),
         "libraries": {n: [lib.sha256, lib.requires] for n, lib in check.libraries.items()},
         "quick": options.quick,
     }
     print(json.dumps({k: v for k, v in record.items() if k != "libraries"}))
-    steps: list[Callable[[Check], None]] = [every_pattern, sizes_and_offsets, broadcasts]
-    if not options.simulated:
-        steps += [past_32_bits, streams, lambda c: through_the_runtime(c, options.folder)]
-    for step in steps:
-        step(check)
-    rows = [] if options.simulated or options.no_times else time_all(check)
-    met = list(bars(rows))
-    for said, fine in met:
+    for step in steps_of(options):
+        what = (step.__doc__ or "").rstrip(".")
+        if check.has_time(what):
+            with check.kept(what):
+                step(check)
+        keep(check, record)
+    return verdict(check, record)
+
+
+def steps_of(options: argparse.Namespace) -> list[Callable[[Check], None]]:
+    """What is checked, in the order in which it tells most in little time."""
+    if options.simulated:
+        return [short_patterns, sizes_and_offsets, broadcasts, long_patterns]
+    return [
+        *(first_calls, streams, short_patterns, sizes_and_offsets, broadcasts),
+        *(through_the_runtime, past_32_bits),
+        *([] if options.no_times else [time_all]),
+        *(other_packages, long_patterns),
+    ]
+
+
+def driver_version() -> int:
+    """The version of CUDA that the driver runs, as it says it: 13000 is 13.0."""
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value
+
+
+def keep(check: Check, record: dict[str, Any]) -> None:
+    """Write what is known so far."""
+    record |= {
+        "checks": check.results,
+        "times": check.times,
+        "bars": list(bars(check.times)),
+        "failures": check.failures,
+        "left_out": check.left_out,
+        "exact": not check.failures
+        and all(r["wrong"] == 0 for r in check.results)
+        and any(r["compared"] for r in check.results),
+    }
+    path = check.folder / "record.json"
+    path.with_suffix(".new").write_text(json.dumps(record, indent=1))
+    path.with_suffix(".new").replace(path)
+
+
+def verdict(check: Check, record: dict[str, Any]) -> int:
+    """Print what came of it all, and give the exit code."""
+    for said, fine in record["bars"]:
         print(f"{'ok' if fine else 'MISSED':<7}{said}")
-    exact = all(r["wrong"] == 0 for r in check.results) and any(
-        r["compared"] for r in check.results
-    )
-    record |= {"checks": check.results, "times": rows, "bars": met, "exact": exact}
-    (options.folder / "record.json").write_text(json.dumps(record, indent=1))
-    missed = sum(not fine for _, fine in met)
+    for failure in check.failures:
+        print(f"FAILED {failure}")
+    for what in check.left_out:
+        print(f"NOT SEEN {what}")
+    missed = sum(not fine for _, fine in record["bars"])
     print(
-        f"verdict: bits {'right' if exact else 'WRONG'}; {len(met) - missed} of {len(met)} bars met"
+        f"verdict: bits {'right' if record['exact'] else 'WRONG'}; "
+        f"{len(record['bars']) - missed} of {len(record['bars'])} bars met; "
+        f"{len(check.failures)} failures, {len(check.left_out)} not seen"
     )
-    return 0 if exact and not missed else 1
+    return 0 if record["exact"] and not missed and not check.left_out else 1
 
 
 def main() -> int:
@@ -569,6 +768,7 @@ def main() -> int:
     parser.add_argument("--device", type=int, default=0, help="number of the CUDA device")
     parser.add_argument("--quick", action="store_true", help="samples, in a minute or two")
     parser.add_argument("--no-times", action="store_true", help="bits alone")
+    parser.add_argument("--seconds", type=float, default=500, help="begin nothing after so many")
     parser.add_argument("--simulated", action="store_true", help="libraries for the CPU")
     options = parser.parse_args()
     return build(options.folder) if options.task == "build" else run(options)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,9 +122,12 @@ def test_all_of_it_on_simulated_libraries(
     pytest.importorskip("torch", reason="the script needs torch")
     _built(script, monkeypatch, tmp_path)
 
-    def run() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, SCRIPT, "run", tmp_path, "--simulated", "--quick"]
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, SCRIPT, "run", tmp_path, "--simulated", "--quick", *options]
         return subprocess.run(command, capture_output=True, text=True)
+
+    def record() -> dict[str, Any]:
+        return json.loads((tmp_path / "record.json").read_text())
 
     done = run()
     assert done.returncode == 0, done.stdout + done.stderr
@@ -133,6 +139,26 @@ def test_all_of_it_on_simulated_libraries(
     assert done.returncode == 1
     assert "WRONG relu_float32, bit patterns" in done.stdout
     assert "verdict: bits WRONG" in done.stdout
+    assert not record()["exact"]
+    # What fails takes nothing away of what was found, and nothing is right that was not seen.
+    shutil.rmtree(tmp_path / "add_relu.bundle")
+    (right / "cuda.so").write_bytes(b"damaged")
+    manifest = json.loads((right / "manifest.json").read_text())
+    (entry,) = [f for f in manifest["files"] if f["target"]]
+    entry["sha256"] = hashlib.sha256(b"damaged").hexdigest()
+    (right / "manifest.json").write_text(json.dumps(manifest))
+    done = run()
+    assert done.returncode == 1
+    assert [text.partition(":")[0] for text in record()["failures"]] == [
+        "loading relu_float32",
+        "Rows, columns, planes, transposes, more of them than a grid has; against NumPy",
+    ]
+    assert any(r["check"] == "leaky_relu_float32, bit patterns" for r in record()["checks"])
+    assert not record()["exact"]
+    done = run("--seconds", "0")
+    assert done.returncode == 1
+    assert len(record()["left_out"]) == 4
+    assert "not seen" in done.stdout
 
 
 def test_without_bundles_or_a_device_it_says_so(tmp_path: Path) -> None:

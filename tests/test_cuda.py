@@ -5,12 +5,14 @@ The arithmetic of its kernels is in test_cuda_simulated.py; what needs a device 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,33 @@ def test_accesses_are_wide_and_several_are_in_flight(
     assert "STG" in wide
     # Nothing spilled, no array in slow memory.
     assert not re.search(r"\b(LDL|STL)\b", body)
+    # sm_75 has no product of bfloat16: what stands for it branches, which divides the loads.
+    if (name, sm) != ("leaky_relu_bfloat16", 75):
+        assert used_early(body) == []
+
+
+def used_early(sass: str) -> list[str]:
+    """Instructions that wait for a wide load before the last of those before a store is issued."""
+    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+([^;]*);", sass, re.MULTILINE)
+    stores = [k for k, line in enumerate(lines) if "STG.E" in line]
+    loads = [k for k, line in enumerate(lines[: stores[0]]) if "LDG.E" in line]
+    arriving: set[int] = set()
+    early = []
+    for line in lines[loads[0] : loads[-1] + 1]:
+        loaded = re.search(r"LDG\.E\S* R([0-9]+)(?:, R([0-9]+))?, ", line)
+        if loaded:
+            for first in filter(None, loaded.groups()):
+                arriving |= set(range(int(first), int(first) + 4))
+        elif arriving & {int(number) for number in re.findall(r"\bR([0-9]+)\b", line)}:
+            early.append(line)
+    return early
+
+
+def test_a_use_before_the_last_load_would_be_found() -> None:
+    lines = ["LDG.E.128 R4, [R2]", "FADD R9, R6, R1", "LDG.E.128 R12, [R2]", "STG.E.128 [R2], R4"]
+    sass = "".join(f"        /*{k:04x}*/   {line} ;\n" for k, line in enumerate(lines))
+    assert used_early(sass) == ["FADD R9, R6, R1 "]
+    assert used_early(sass.replace("R6", "R8")) == []
 
 
 def inexact(sass: str) -> list[str]:
@@ -355,7 +384,7 @@ class Simulated:
     def why_not_written(self, x: Array) -> str | None:
         return "is frozen" if x.frozen else None
 
-    def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int) -> Array:
+    def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int | None) -> Array:
         return Array(np.empty(shape, DTYPES[dtype].numpy), device)
 
     def stream(self, device: int) -> int:
@@ -437,6 +466,105 @@ def test_streams_are_followed(leaky: CudaOperator, monkeypatch: pytest.MonkeyPat
     bound()
     fixed()
     assert seen == [("cuda:0", s) for s in (5, 9, 6, 11)]
+
+
+def test_a_given_stream_orders_the_memory_of_a_new_output_even_if_it_is_the_default_one(
+    leaky: CudaOperator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int | None] = []
+
+    def empty(self: Any, shape: Any, dtype: str, device: int, stream: int | None) -> Array:
+        seen.append(stream)
+        return Array(np.empty(shape, dtype))
+
+    monkeypatch.setattr(Simulated, "empty", empty)
+    monkeypatch.setattr(Simulated, "current", 5)
+    for stream in (None, 0, 7):
+        leaky(Array(F32), stream=stream)
+    assert seen == [None, 0, 7]
+
+
+class FakeTorch:
+    """As much of torch as makes an output."""
+
+    Tensor = type("Tensor", (), {})
+
+    def __init__(self) -> None:
+        self.entered: list[Any] = []
+        self.float32 = "float32"
+        self.cuda = self
+        self._C = self
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        self.entered.append(stream)
+        yield
+
+    def default_stream(self, device: int) -> str:
+        return f"default of {device}"
+
+    def ExternalStream(self, handle: int, device: int) -> tuple[int, int]:
+        assert handle not in (0, 1), "torch gives a new stream, or raises"
+        return handle, device
+
+    def empty(self, shape: Any, dtype: Any, device: str) -> Any:
+        return shape, dtype, device
+
+
+def test_torch_allocates_on_the_stream_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = FakeTorch()
+    monkeypatch.setitem(sys.modules, "torch", torch)  # type: ignore[arg-type]
+    for stream in (None, 0, 1, 2, 99):
+        made = cuda.Torch().empty((3,), "float32", 1, stream)
+        assert made == ((3,), "float32", "cuda:1")
+    assert torch.entered == ["default of 1", "default of 1", (2, 1), (99, 1)]
+
+
+def test_a_new_output_of_another_dtype_is_not_written(
+    leaky: CudaOperator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As JAX makes them of 64 bits, unless it was told to allow them."""
+    monkeypatch.setattr(Simulated, "empty", lambda self, shape, *_: Array(np.empty(shape, np.int8)))
+    with pytest.raises(
+        ArgumentTypeError, match="simulated makes arrays of int8 where y must be float32"
+    ):
+        leaky(Array(F32))
+
+
+@pytest.fixture
+def with_torch(leaky: CudaOperator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """torch, whose tensors in the CPU's memory the simulated library takes for the device's."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: relu_ops[torch]")
+    monkeypatch.setattr(cuda, "KINDS", (cuda.Torch(),))
+    cuda._plain_tensors.cache_clear()
+    yield torch
+    cuda._plain_tensors.cache_clear()
+
+
+def test_plain_tensors_are_handed_over_as_they_are(leaky: CudaOperator, with_torch: Any) -> None:
+    x = with_torch.tensor([1.0, -2.0])
+    assert leaky(x).tolist() == [1.0, np.float32(0.1) * np.float32(-2)]
+    assert leaky(with_torch.nn.Parameter(x), out=x) is x
+
+
+def test_a_tensor_that_waits_for_its_negation_is_refused(
+    leaky: CudaOperator, with_torch: Any
+) -> None:
+    """tvm-ffi reads what lies in memory, which is the opposite of its values."""
+    x = with_torch.tensor([1 + 2j, 3 - 4j]).conj().imag
+    assert x.is_neg()
+    for inputs, out in ((x, None), (x, with_torch.zeros(2)), (with_torch.zeros(2), x)):
+        # The careful path, which stops at the first tensor: none of these is on a device.
+        with pytest.raises(ArgumentError, match=r"pending conjugation or negation|CPU's memory"):
+            leaky(inputs, out=out)
+
+
+def test_tensors_go_where_their_stream_is_known_if_tvm_ffi_does_not_ask_for_it(
+    leaky: CudaOperator, with_torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVM_FFI_SKIP_DLPACK_C_EXCHANGE_API", "1")
+    with pytest.raises(ArgumentError, match="is in the CPU's memory"):
+        leaky(with_torch.zeros(2))
 
 
 class Stream:

@@ -22,7 +22,6 @@ enum {
   CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR = 39,
   CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75,
   CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76,
-  CU_FUNC_ATTRIBUTE_NUM_REGS = 4,
 };
 
 /* Result, name of the field, exported name, parameters. The suffixes are the versions that the
@@ -40,15 +39,19 @@ enum {
   F(CUresult, module_get_function, "cuModuleGetFunction", (CUfunction*, CUmodule, const char*)) \
   F(CUresult, module_get_global, "cuModuleGetGlobal_v2",                                       \
     (CUdeviceptr*, size_t*, CUmodule, const char*))                                            \
-  F(CUresult, function_get_attribute, "cuFuncGetAttribute", (int*, int, CUfunction))           \
   F(CUresult, copy_to_device, "cuMemcpyHtoD_v2", (CUdeviceptr, const void*, size_t))           \
+  F(CUresult, stream_synchronize, "cuStreamSynchronize", (CUstream))                           \
   F(CUresult, launch_kernel, "cuLaunchKernel",                                                 \
     (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, \
      void**, void**))
 
+/* Those that drivers before CUDA 12.4 lack: NULL there. */
+#define NEWER_DRIVER_FUNCTIONS(F) F(CUresult, function_load, "cuFuncLoad", (CUfunction))
+
 #define DECLARE(result, field, name, parameters) result (*field) parameters;
 typedef struct {
   DRIVER_FUNCTIONS(DECLARE)
+  NEWER_DRIVER_FUNCTIONS(DECLARE)
 } Driver;
 #undef DECLARE
 

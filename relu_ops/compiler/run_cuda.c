@@ -98,14 +98,16 @@ static int fill(Device* device, int32_t id) {
       "loading the code", id);
   TRY(driver.copy_to_device(device->constants, CUDA.constants, (size_t)CUDA.constant_bytes),
       "copying the constants", id);
+  /* From pageable memory the copy may still be on its way (CUDA's API synchronization behavior),
+   * and the streams of torch and CuPy do not wait for the default one, which it is on. */
+  TRY(driver.stream_synchronize(NULL), "copying the constants", id);
   for (int k = 0; k < CUDA.kernel_count; ++k) {
-    int registers;
     TRY(driver.module_get_function(&device->functions[k], module, CUDA.kernels[k].name),
         "loading the code", id);
-    /* The driver loads a function when it is first used or asked about, which would break the
-     * capture of a graph: ask now. */
-    TRY(driver.function_get_attribute(&registers, CU_FUNC_ATTRIBUTE_NUM_REGS, device->functions[k]),
-        "loading the code", id);
+    /* A driver may put off loading a function until its first launch, which may be captured in a
+     * graph. Those that can are told not to; older ones load what is asked for. */
+    if (driver.function_load)
+      TRY(driver.function_load(device->functions[k]), "loading the code", id);
   }
   return 0;
 }
@@ -157,6 +159,10 @@ static int find_driver(Lookup lookup, void* library) {
   driver.field = (result(*) parameters)lookup(library, name);        \
   if (!driver.field) return fail("RuntimeError", "the driver lacks", name);
   DRIVER_FUNCTIONS(FIND)
+#undef FIND
+#define FIND(result, field, name, parameters) \
+  driver.field = (result(*) parameters)lookup(library, name);
+  NEWER_DRIVER_FUNCTIONS(FIND)
 #undef FIND
   driver_ready = 1;
   return 0;

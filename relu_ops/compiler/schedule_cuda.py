@@ -45,6 +45,15 @@ _LOADS_IN_FLIGHT = 4
 35 kB in flight (4.8 TB/s, about a microsecond under load, 132 of them); 2048 threads with one
 chunk each have 32 kB. Not yet measured."""
 
+_BLOCKS_AT_LEAST = "tirx.launch_bounds_min_blocks_per_sm"
+"""The blocks that a multiprocessor must have room for, for kernels whose threads have more than
+`_FEW_ELEMENTS`. ptxas, not asked for any, keeps to 32 registers where it can, for eight of them,
+and then loads the last chunks after it has waited for the first ones and computed them: two in
+flight instead of four (leaky_relu of 16 bits, relu of int8; nvcc 13.5, sm_80, 90 and 100). Asked
+for one, it takes 40 to 70 registers and loads all of them first."""
+
+_FEW_ELEMENTS = 16
+
 _LARGEST_BODY = 1024
 """Values that a thread computes at most in straight code: bounds compile time and code size."""
 
@@ -180,11 +189,14 @@ class _Scheduler:
         strides = [*self.row_strides, *(s for plane in self.plane_strides for s in plane)]
         strides += self.strides if self.strided else []
         function = tirx.PrimFunc([*pointers, *strides, *self.parameters], body)
-        for key, value in (
-            ("global_symbol", self.name),
-            ("calling_conv", 2),  # kDeviceKernelLaunch
-            ("tirx.is_global_func", True),
-        ):
+        attributes = {
+            "global_symbol": self.name,
+            "calling_conv": 2,  # kDeviceKernelLaunch
+            "tirx.is_global_func": True,
+        }
+        if self.unroll * self.lanes > _FEW_ELEMENTS:
+            attributes[_BLOCKS_AT_LEAST] = 1
+        for key, value in attributes.items():
             function = function.with_attr(key, value)
         return Kernel(self.name, self.patterns, function, self.lanes, self.unroll)
 

@@ -8,6 +8,9 @@ CPU's memory is refused. A call is put on a stream and does not wait for it, JAX
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +27,9 @@ from relu_ops.semantics import DTYPES
 from relu_ops.targets import Target
 
 _REFUSALS = (TypeError, ValueError, BufferError, RuntimeError)
+
+_DEFAULT_STREAMS = (0, 1)
+"""The handles of a device's default stream: none, and CU_STREAM_LEGACY."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ class Kind(Protocol):
     def why_not_written(self, x: Any) -> str | None:
         """The reason why an array cannot be an output."""
 
-    def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int) -> Any:
-        """A new array, whose memory is ordered by the stream; 0 is the current one."""
+    def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int | None) -> Any:
+        """A new array, whose memory is ordered by the stream; None is the current one."""
 
     def stream(self, device: int) -> int:
         """The handle of the stream that calls go to."""
@@ -95,16 +101,27 @@ class Torch:
         """The reason why an array cannot be an output."""
         return "requires grad, and cannot be written in place" if x.requires_grad else None
 
-    def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int | None) -> Any:
         """A new array, whose memory is ordered by the stream."""
         torch = sys.modules["torch"]
-        on = torch.cuda.ExternalStream(stream, device=device) if stream else None
-        with torch.cuda.stream(on) if on is not None else contextlib.nullcontext():
+        with (
+            contextlib.nullcontext()
+            if stream is None
+            else torch.cuda.stream(
+                # torch makes a new stream of the handle 0, and refuses 1.
+                torch.cuda.default_stream(device)
+                if stream in _DEFAULT_STREAMS
+                else torch.cuda.ExternalStream(stream, device=device)
+            )
+        ):
             return torch.empty(shape, dtype=getattr(torch, dtype), device=f"cuda:{device}")
 
     def stream(self, device: int) -> int:
         """The current stream's handle."""
-        return int(sys.modules["torch"].cuda.current_stream(device).cuda_stream)
+        torch = sys.modules["torch"]
+        # What torch's own compiler asks: it makes no stream object, which takes a microsecond.
+        raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+        return int(raw(device) if raw else torch.cuda.current_stream(device).cuda_stream)
 
     def finish(self, wait: Callable[[], None]) -> None:
         """Nothing: whoever reads them joins the stream."""
@@ -132,10 +149,16 @@ class Cupy:
         """CuPy's arrays can always be written."""
         return None
 
-    def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int | None) -> Any:
         """A new array, whose memory is ordered by the stream."""
         cupy = sys.modules["cupy"]
-        on = cupy.cuda.ExternalStream(stream, device) if stream else contextlib.nullcontext()
+        on = (
+            contextlib.nullcontext()
+            if stream is None
+            else cupy.cuda.Stream.null
+            if stream in _DEFAULT_STREAMS
+            else cupy.cuda.ExternalStream(stream, device)
+        )
         with cupy.cuda.Device(device), on:
             return cupy.empty(shape, DTYPES[dtype].numpy)
 
@@ -177,7 +200,7 @@ class Jax:
         """JAX's arrays never change."""
         return "is an array of JAX, which cannot be written"
 
-    def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: str, device: int, stream: int | None) -> Any:
         """A new array, computed."""
         jax = sys.modules["jax"]
         (on,) = [d for d in jax.local_devices(backend="gpu") if d.local_hardware_id == device]
@@ -217,6 +240,30 @@ def stream_handle(stream: Any) -> int:
     raise ArgumentTypeError(
         f"stream must be a handle or a stream of torch or CuPy (not {type(stream).__name__})"
     )
+
+
+@functools.cache
+def _plain_tensors() -> tuple[Any, ...]:
+    """The types that tvm-ffi reads, with torch's current stream, by torch's own C interface.
+
+    None where it does not: then it would take them by DLPack, which tells no stream, and a call
+    would be put on the default one. So it is for torch before 2.10, and for a tvm-ffi that does not
+    know this interface's name, or was told to leave it alone.
+    """
+    torch = sys.modules["torch"]
+    version = tuple(map(int, re.findall("[0-9]+", tvm_ffi().__version__)[:3]))
+    told = os.environ.get("TVM_FFI_SKIP_DLPACK_C_EXCHANGE_API", "0") == "1"
+    if told or version < (0, 1, 6) or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        return ()
+    return torch.Tensor, torch.nn.Parameter
+
+
+def _are_plain(arrays: Sequence[Any], types: tuple[Any, ...]) -> bool:
+    """Whether all are tensors that are what lies in memory: tvm-ffi overlooks a negation."""
+    for x in arrays:  # noqa: SIM110  # a generator takes a tenth of a launch
+        if x.__class__ not in types or x.is_neg():
+            return False
+    return True
 
 
 # ---------------------------------------------------------------------------------------------
@@ -271,11 +318,11 @@ class CudaOperator(Operator):
             torch = sys.modules.get("torch")
             # tvm-ffi reads a tensor, and torch's current stream, in less time than Python needs
             # to look at either; whatever it or the entry refuses is looked at with care.
-            if torch is not None and type(inputs[0]) is torch.Tensor:
+            if torch is not None and _are_plain(inputs, _plain_tensors()):
                 result = out
                 if result is None and self._torch_like_first:
                     result = torch.empty_like(inputs[0])
-                if type(result) is torch.Tensor and not result.requires_grad:
+                if _are_plain((result,), _plain_tensors()) and not result.requires_grad:
                     with contextlib.suppress(*_REFUSALS):
                         self._library.call(*inputs, result)
                         return result
@@ -328,8 +375,8 @@ class CudaOperator(Operator):
         returned, results = [], []
         for one, tensor, shape in zip(given, self.outputs, shapes, strict=True):
             if one is None:
-                one = kind.empty(shape, tensor.dtype, device, handle if stream is not None else 0)
-                results.append(kind.view(one))
+                one = kind.empty(shape, tensor.dtype, device, None if stream is None else handle)
+                results.append(self._made(kind, one, tensor))
             else:
                 own, view = next(remaining)
                 self._check_out(own, one, view, tensor, shape)
@@ -347,6 +394,17 @@ class CudaOperator(Operator):
             tuple(inputs),
             returned[0] if self._single else tuple(returned),
         )
+
+    def _made(self, kind: Kind, one: Any, tensor: Tensor) -> View:
+        """Where a new output is."""
+        view = kind.view(one)
+        if view.dtype != tensor.dtype:
+            raise ArgumentTypeError(
+                f"{self.name}: {kind.name} makes arrays of {view.dtype} where {tensor.name} must "
+                f"be {tensor.dtype}",
+                "jax.config.update('jax_enable_x64', True)" if kind.name == "JAX" else None,
+            )
+        return view
 
     def _kind(self, tensor: Tensor, x: Any) -> Kind:
         kind = kind_of(x)
@@ -466,8 +524,12 @@ class CudaBoundCall:
         """Compute."""
         own = self._adapted
         stream = own.kind.stream(own.device) if self._follows else own.stream
-        with _entry_errors(own.name), self._on_stream(self._device, stream):
-            self._function()
+        try:
+            with self._on_stream(self._device, stream):
+                self._function()
+        except (ValueError, RuntimeError) as error:  # _entry_errors takes as long as a launch
+            with _entry_errors(own.name):
+                raise error from None
         own.kind.finish(lambda: _wait(own.device, stream))
 
 

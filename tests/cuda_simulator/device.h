@@ -14,7 +14,7 @@
 #define __device__
 #define __global__
 #define __align__(bytes) alignas(bytes)
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct Index {
   unsigned x, y, z;

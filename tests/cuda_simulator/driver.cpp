@@ -1,10 +1,15 @@
 /* A CUDA driver whose device is the host: what driver.h of the package looks up.
  *
  * The device is small, so that small arrays reach the kernels' wide loops, and its grid limits are
- * CUDA's. Launches run to the end; how many there were can be asked.
+ * CUDA's. Launches run to the end; how many there were can be asked. As late as a driver may be,
+ * this one is: what is copied arrives when it is waited for, and a function that was not loaded
+ * cannot be launched, as in the capture of a graph.
  */
+#include <functional>
 #include <map>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "device.h"
 
@@ -27,6 +32,8 @@ std::map<std::string, Memory>& memories() {
 
 int context;
 int64_t launches;
+std::vector<std::function<void()>> copies;
+std::set<void*> loaded;
 
 int device_get(int* device, int number) {
   *device = number;
@@ -72,17 +79,23 @@ int global(uintptr_t* address, size_t* size, void*, const char* name) {
   *size = memory->second.size;
   return 0;
 }
-int function_attribute(int* value, int, void*) {
-  *value = 32;
+int load_function(void* kernel) {
+  loaded.insert(kernel);
   return 0;
 }
 int copy(uintptr_t to, const void* from, size_t size) {
-  std::memcpy((void*)to, from, size);
+  copies.push_back([=] { std::memcpy((void*)to, from, size); });
+  return 0;
+}
+int synchronize(void*) {
+  for (auto& copy : copies) copy();
+  copies.clear();
   return 0;
 }
 int launch(void* kernel, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned,
            unsigned, void*, void** parameters, void**) {
   if (x < 1 || y < 1 || z < 1 || x > 0x7fffffffu || y > 65535 || z > 65535) return 1;
+  if (!loaded.count(kernel)) return 900; /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED */
   ++launches;
   for (blockIdx.z = 0; blockIdx.z < z; ++blockIdx.z)
     for (blockIdx.y = 0; blockIdx.y < y; ++blockIdx.y)
@@ -104,7 +117,8 @@ const std::map<std::string, void*> functions = {
     {"cuModuleLoadData", (void*)load},
     {"cuModuleGetFunction", (void*)function},
     {"cuModuleGetGlobal_v2", (void*)global},
-    {"cuFuncGetAttribute", (void*)function_attribute},
+    {"cuFuncLoad", (void*)load_function},
+    {"cuStreamSynchronize", (void*)synchronize},
     {"cuMemcpyHtoD_v2", (void*)copy},
     {"cuLaunchKernel", (void*)launch},
 };
