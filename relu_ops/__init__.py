@@ -35,7 +35,8 @@ _HOMES = {
     "relu": "relu_ops.jit",
     "verify": "relu_ops.verification",
 }
-_MODULES = ("graphs", "interop")
+_MODULES = {"graphs": "onnx", "interop": None}
+"""Public modules, and what each imports at its top beyond the base install."""
 
 __all__ = [
     "Operator",
@@ -58,6 +59,10 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in _MODULES:
+        if needed := _MODULES[name]:
+            from relu_ops.errors import require
+
+            require(needed, "compile", f"relu_ops.{name}")
         value = importlib.import_module(f"relu_ops.{name}")
     else:
         raise AttributeError(f"module 'relu_ops' has no attribute {name!r}")

@@ -12,7 +12,7 @@ from relu_ops.bench import cases, peers, plots, record, runner, tables
 from relu_ops.bench.cases import CASES, Case
 from relu_ops.bench.record import MODES, WARM, Record
 from relu_ops.bench.runner import ALL_SIZES, Group, Settings
-from relu_ops.errors import ArgumentError
+from relu_ops.errors import ArgumentError, require
 from relu_ops.runtime import threads as thread_settings
 from relu_ops.verification import Progress
 
@@ -35,8 +35,10 @@ def groups(options: argparse.Namespace) -> tuple[list[Group], Settings, runner.M
 
     Raises:
         ArgumentError: Two options do not go together, or name something that is not there.
+        MissingDependencyError: onnx is not installed: even a bundle's own model has to be read.
         ReluOpsError: The model or bundle cannot be read.
     """
+    require("onnx", "bench", "relu_ops.bench")
     chosen, make, level = _subjects(options)
     for name in options.peer or ():
         peers.find(name)
