@@ -6,8 +6,10 @@ Exit code 0: fine; 1: a check failed; 2: bad usage, or nothing usable here.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,7 +18,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from relu_ops import targets
 from relu_ops._version import __version__
 from relu_ops.errors import ArgumentError, ReluOpsError
 from relu_ops.semantics import DTYPES
@@ -26,22 +27,40 @@ FINE, CHECK_FAILED, UNUSABLE = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
+    options = _parser().parse_args(_shielded(sys.argv[1:] if arguments is None else arguments))
     verb: Callable[[argparse.Namespace], int] = options.verb
     try:
         code = verb(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is, where the shell closed it
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         # The reader has seen enough. Python flushes once more at exit, into nothing then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
     except (ReluOpsError, OSError) as error:
-        print(f"relu-ops: {error}", file=sys.stderr)
+        _say(f"relu-ops: {error}")
+        return UNUSABLE
+    except MemoryError as error:
+        _say(f"relu-ops: there is not enough memory: {error}")
         return UNUSABLE
     except KeyboardInterrupt:
-        print("relu-ops: interrupted", file=sys.stderr)
+        _say("relu-ops: interrupted")
         return 130
+
+
+def _shielded(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which argparse takes no negative number for an option.
+
+    It knows -1 and -0.5, and not -1e-3 or -inf. What begins with a space is no option to it, and
+    the same number to float.
+    """
+    return [f" {a}" if _NEGATIVE.fullmatch(a) else a for a in arguments]
+
+
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\d+\.|-inf|-nan")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    if sys.stderr is not None:  # print would take None for stdout, which is for data
+        print(text, file=sys.stderr)
 
 
 def _progress(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
@@ -79,7 +99,8 @@ def _export(options: argparse.Namespace) -> int:
     if options.check:
         for name in wrong:
             print(name)
-        _say(f"{options.folder}: {len(wrong)} of {len(graphs.MODELS)} files differ")
+        count = len(graphs.MODELS) + 1  # and their README
+        _say(f"{options.folder}: {len(wrong)} of {count} files differ")
         return CHECK_FAILED if wrong else FINE
     _say(f"{options.folder}: {len(graphs.MODELS)} models")
     return FINE
@@ -97,17 +118,26 @@ def _build(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from relu_ops import inspect
 
+    _refuse_pairs("inspect", options, ("source", "json"), ("source", "rebuild_check"))
+    if options.target and not options.source:
+        raise ArgumentError("inspect: --target names a target for --source, which is not given")
     if options.rebuild_check:
         report = inspect.rebuild_check(options.path)
         print(json.dumps(report, indent=1) if options.json else inspect.render_rebuild(report))
         return FINE if report["identical"] else CHECK_FAILED
     if options.source:
-        target = options.target or targets.native().name
-        print(inspect.source(options.path, target, options.source))
+        print(inspect.source(options.path, options.target, options.source))
         return FINE
     description = inspect.describe(options.path)
     print(json.dumps(description, indent=1) if options.json else inspect.render(description))
     return FINE
+
+
+def _refuse_pairs(verb: str, options: argparse.Namespace, *pairs: tuple[str, str]) -> None:
+    for pair in pairs:
+        if all(getattr(options, name) for name in pair):
+            first, second = (f"--{name.replace('_', '-')}" for name in pair)
+            raise ArgumentError(f"{verb}: {first} and {second} do not go together")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -135,7 +165,9 @@ def _run(options: argparse.Namespace) -> int:
 def _read_array(path: str, dtype: str) -> np.ndarray:
     try:
         array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, EOFError) as error:
         raise ArgumentError(f"{path}: is not a readable .npy file: {error}") from error
     if dtype == "bfloat16" and array.dtype == np.dtype("V2"):
         # The .npy format has no bfloat16: NumPy writes it as two raw bytes.
@@ -177,6 +209,7 @@ def _bench(options: argparse.Namespace) -> int:
             else tables.render_comparison(rows)
         )
         return FINE
+    command.check_outputs(options.record, options.plot)
     found = record.read(options.show) if options.show else command.run(options, _progress)
     if options.record:
         record.write(found, options.record)
@@ -214,7 +247,8 @@ def _plot(options: argparse.Namespace) -> int:
         high=options.range[1],
         derivative=not options.no_derivative,
     )
-    _say(f"{options.output}: {len(operators)} operators over {options.range}")
+    low, high = options.range
+    _say(f"{options.output}: {', '.join(label for label, _ in operators)} from {low:g} to {high:g}")
     return FINE
 
 
@@ -281,14 +315,14 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
                 ("--source",),
                 {
                     "choices": ["tir", "llvm", "assembly", "cuda", "ptx", "c"],
-                    "help": "show generated code",
+                    "help": "show generated code, by default for the best target that runs here",
                 },
             ),
             (
                 ("--rebuild-check",),
                 {"action": "store_true", "help": "build it again and compare every byte"},
             ),
-            _TARGET,
+            (("--target",), {"help": "the target of --source, by name"}),
             _JSON,
         ),
     ),
@@ -357,7 +391,13 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("--output",), {"required": True, "help": "a .png or .svg file"}),
             (
                 ("--range",),
-                {"nargs": 2, "type": float, "default": [-10.0, 10.0], "metavar": ("LOW", "HIGH")},
+                {
+                    "nargs": 2,
+                    "type": float,
+                    "default": [-10.0, 10.0],
+                    "metavar": ("LOW", "HIGH"),
+                    "help": "of x; default: -10 10",
+                },
             ),
             (("--no-derivative",), {"action": "store_true", "help": "draw the functions alone"}),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,28 @@ def _of_path(path: Path) -> _Subjects:
     proto = frontend.read_model(best.bundle.contents[bundles.MODEL])
     case = cases.case_of(proto, best.name)
     return [case], lambda _case, _dtype, name: dispatch.load(path, target=name), best.target.name
+
+
+def check_outputs(record_path: str | None, picture_folder: str | None) -> None:
+    """Find out before measuring, which takes minutes, that what was measured can be kept.
+
+    Args:
+        record_path: Where a record is to be written, or None.
+        picture_folder: Where pictures are to be drawn, or None; the folder is made.
+
+    Raises:
+        ArgumentError: That place cannot be written.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    if record_path is not None:
+        path = Path(record_path)
+        if path.is_dir():
+            raise ArgumentError(f"{path}: cannot be written: it is a directory")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            why = "read-only" if path.exists() else f"{path.parent} is missing or read-only"
+            raise ArgumentError(f"{path}: cannot be written: {why}")
+    if picture_folder is not None:
+        plots.make_folder(picture_folder)
 
 
 def run(options: argparse.Namespace, progress: Progress) -> Record:
