@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from relu_ops.compiler.frontend import Model
 
 
+_FLOATS = tuple(name for name, row in DTYPES.items() if row.is_float)
+_DTYPES = {"relu": (*_FLOATS, "int8", "int16", "int32", "int64"), "leaky_relu": _FLOATS}
+"""What ONNX has these two for, as in `graphs`, which would import onnx to say it."""
+
+
 def compile(model: Model, target: str = "native") -> Operator:
     """Compile a model for this machine, through the compile cache.
 
@@ -145,8 +150,9 @@ def _operator(graph: str, dtype: Any, alpha: float | None = None, sign: float = 
         name = dtype_name(dtype.newbyteorder("="))
     else:
         name = str(dtype).rpartition(".")[2]
-    if name not in DTYPES:
+    if name is None or name not in _DTYPES[graph]:
         raise ArgumentTypeError(
-            f"{graph}: x.dtype must be one of {', '.join(DTYPES)} (not {dtype})"
+            f"{graph}: x.dtype must be one of {', '.join(_DTYPES[graph])} (not {dtype})",
+            "convert it first, for example to float32",
         )
     return _standard(graph, name, None if alpha is None else alpha.hex())
