@@ -158,7 +158,29 @@ def test_an_unusable_cache_is_told_why(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("RELU_OPS_CACHE", "/dev/null/cache")
     assert "cannot be made" in doctor.report()["cache"]["problem"]
     monkeypatch.setenv("RELU_OPS_CACHE_SIZE", "lots")
-    assert "RELU_OPS_CACHE_SIZE must be a number of bytes" in doctor.report()["cache"]["problem"]
+    report = doctor.report()
+    assert (
+        report["cache"]["problem"] == "RELU_OPS_CACHE_SIZE must be a number of bytes (not 'lots')"
+    )
+    assert report["advice"] == [
+        "to compile once and not in every process: unset RELU_OPS_CACHE_SIZE, or correct it"
+    ]
+
+
+def test_a_wrong_number_of_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operator can be loaded then: a report that says that all is well would be wrong."""
+    monkeypatch.setenv("RELU_OPS_NUM_THREADS", "7")
+    assert "threads   7 for a large call" in doctor.render(doctor.report())
+    monkeypatch.setenv("RELU_OPS_NUM_THREADS", "many")
+    report = doctor.report()
+    problem = "RELU_OPS_NUM_THREADS must be 1 to 256 (not 'many')"
+    assert report["can"] == {
+        "run": problem,
+        "compile": f"cannot run: {problem}",
+        "verify": f"cannot compile: cannot run: {problem}",
+        "plot": f"cannot run: {problem}",
+    }
+    assert report["advice"] == ["to run: unset RELU_OPS_NUM_THREADS, or correct it"]
 
 
 def test_the_driver_and_nvcc_are_found_where_they_are(
@@ -202,6 +224,7 @@ PROBES = [
     "_calls",
     "_package",
     "_machine",
+    "_threads",
     "_targets",
     "_c_compiler",
     "_cuda",
