@@ -23,6 +23,8 @@ from relu_ops.errors import ArgumentError, ReluOpsError
 from relu_ops.semantics import DTYPES
 
 FINE, CHECK_FAILED, UNUSABLE = 0, 1, 2
+_BUSY = 0.05
+"""Where others have more of the processors, what is measured is worth little."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -222,13 +224,18 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from relu_ops.bench import tune
+    from relu_ops.bench import environment, tune
     from relu_ops.runtime import tuning
 
+    usage = environment.Usage()
     measured = tune.tune(_progress)
     print(msgspec.json.format(msgspec.json.encode(measured), indent=1).decode())
+    others = usage.share_of_others() or 0.0
+    if others > _BUSY:
+        _say(f"others had {others:.0%} of the processors: tune again when these are idle")
     if not options.dry_run:
-        _say(f"{tuning.store(measured)}: written; every process heeds it from now on")
+        path = tuning.store(measured)
+        _say(f"{path}: written; every process heeds it from now on. Remove it to take it back")
     return FINE
 
 

@@ -158,12 +158,28 @@ def _threads() -> dict[str, Any]:
     from relu_ops.runtime import threads
 
     try:
-        return {"count": threads.default_threads(), "problem": None}
+        count = threads.default_threads()
+        return {"count": count, "thresholds": _thresholds(count), "problem": None}
     except ArgumentError as error:  # no operator can be loaded then
         return {
             "problem": error.message,
             "hint": f"unset {threads.THREADS_VARIABLE}, or correct it",
         }
+
+
+def _thresholds(count: int) -> str:
+    """Whether what `relu-ops tune` measured is in force, and why not."""
+    from relu_ops.runtime import tuning
+
+    try:
+        path, there = tuning.path(), tuning.path().exists()
+    except (OSError, RuntimeError):  # no home directory
+        return "default thresholds"
+    if tuning.thresholds(count) is not None:
+        return f"thresholds of {path}"
+    if not there:
+        return "default thresholds (not tuned)"
+    return f"default thresholds ({path} is of another machine or number of threads, or no tuning)"
 
 
 def _targets() -> dict[str, Any]:
@@ -318,7 +334,7 @@ def render(report: Mapping[str, Any]) -> str:
         "python": [_line(report["python"], "{implementation} {version} at {executable}")],
         "calls": [_line(report["calls"], "NumPy arrays are {how}")],
         "machine": [_line(report["machine"], "{cpu}, {cores} cores, {system}")],
-        "threads": [_line(report["threads"], "{count} for a large call")],
+        "threads": [_line(report["threads"], "{count} for a large call, {thresholds}")],
         "targets": _target_lines(report["targets"]),
         "compiler": [_compiler_line(report["c_compiler"])],
         "cuda": _cuda_lines(report["cuda"]),

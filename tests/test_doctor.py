@@ -13,7 +13,7 @@ import children
 import pytest
 
 from relu_ops import doctor, targets
-from relu_ops.runtime import headers
+from relu_ops.runtime import headers, tuning
 from relu_ops.targets import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,7 +170,7 @@ def test_an_unusable_cache_is_told_why(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_wrong_number_of_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """No operator can be loaded then: a report that says that all is well would be wrong."""
     monkeypatch.setenv("RELU_OPS_NUM_THREADS", "7")
-    assert "threads   7 for a large call" in doctor.render(doctor.report())
+    assert "threads   7 for a large call, default" in doctor.render(doctor.report())
     monkeypatch.setenv("RELU_OPS_NUM_THREADS", "many")
     report = doctor.report()
     problem = "RELU_OPS_NUM_THREADS must be 1 to 256 (not 'many')"
@@ -213,6 +213,26 @@ def test_it_says_how_calls_read_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     report = doctor.report()
     assert report["calls"]["reads_headers"] is False
     assert "not read where they lie: 20 us more a call" in doctor.render(report)
+
+
+def test_it_says_whether_a_tuning_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tuning.json"
+    monkeypatch.setenv("RELU_OPS_TUNING", str(path))
+    monkeypatch.setenv("RELU_OPS_NUM_THREADS", "2")
+
+    def line() -> str:
+        return next(x for x in doctor.render(doctor.report()).splitlines() if x[:7] == "threads")
+
+    assert line() == "threads   2 for a large call, default thresholds (not tuned)"
+    here, limits = targets.this_machine().cpu, tuning.Thresholds(1, 2, 3)
+    tuning.store(tuning.Tuning(here, 2, "2026-11-22", limits))
+    assert line() == f"threads   2 for a large call, thresholds of {path}"
+    why = f"default thresholds ({path} is of another machine or number of threads, or no tuning)"
+    for other in (tuning.Tuning("another", 2, "", limits), tuning.Tuning(here, 3, "", limits)):
+        tuning.store(other)
+        assert line() == f"threads   2 for a large call, {why}"
 
 
 # ---------------------------------------------------------------- it never fails
