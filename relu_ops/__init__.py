@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from relu_ops._version import __version__
 
 if TYPE_CHECKING:
-    from relu_ops import graphs, interop
+    from relu_ops import errors, graphs, interop
     from relu_ops.compiler import build
     from relu_ops.errors import ReluOpsError
     from relu_ops.jit import compile, leaky_relu, relu
@@ -35,7 +35,7 @@ _HOMES = {
     "relu": "relu_ops.jit",
     "verify": "relu_ops.verification",
 }
-_MODULES = {"graphs": "onnx", "interop": None}
+_MODULES = {"errors": None, "graphs": "onnx", "interop": None}
 """Public modules, and what each imports at its top beyond the base install."""
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "__version__",
     "build",
     "compile",
+    "errors",
     "get_num_threads",
     "graphs",
     "interop",

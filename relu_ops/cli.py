@@ -365,7 +365,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
         (
             (("path",), {"nargs": "?", "help": "a bundle or an .onnx file, instead of --graph"}),
             (("--graph",), _MANY | {"help": "a case of the benchmark; default: all"}),
-            (("--target",), _MANY | {"help": "a target by name; default: native"}),
+            (("--target",), _MANY | {"help": "a target by name; default: the best here"}),
             (("--size",), _MANY | {"type": _count, "help": "elements"}),
             (("--dtype",), _MANY | {"help": "a dtype of the cases; default: the first of each"}),
             (("--threads",), {"help": "how many threads everybody may use"}),

@@ -66,8 +66,8 @@ def source(path_or_model: Model | Bundle, target: str | None = None, kind: str =
 
     Args:
         path_or_model: As for `describe`.
-        target: A target by name; by default the best that this machine runs, for a bundle of
-            those that it has.
+        target: A target by name; by default "native", the best that this machine runs, for a
+            bundle of those that it has.
         kind: One of `KINDS` for that kind of target.
 
     Returns:
@@ -81,7 +81,7 @@ def source(path_or_model: Model | Bundle, target: str | None = None, kind: str =
         MissingDependencyError: onnx or TVM is not installed.
     """
     held = _bundle_at(path_or_model)
-    chosen = _best_target(held) if target is None else targets.resolve(target)
+    chosen = _best_target(held) if target in (None, "native") else targets.resolve(target)
     fields = KINDS[chosen.kind]
     if kind not in fields:
         raise ArgumentError(

@@ -674,7 +674,8 @@ def _bundle_of(model: Any, target: str | None) -> tuple[bundles.Bundle, str]:
 def _operators(bundle: bundles.Bundle, target: str | None, report: Report) -> dict[str, Operator]:
     """An operator for each target that can run; the others go into the report."""
     if target is not None:
-        return {target: dispatch.operator_of(bundle, target=target)}
+        operator = dispatch.operator_of(bundle, target=target)
+        return {operator.target.name: operator}  # "native" names none
     found = {}
     for name in bundle.manifest.targets:
         try:

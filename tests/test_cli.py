@@ -516,6 +516,19 @@ def test_bench_as_json(run: Run, bundles: Path, tmp_path: Path) -> None:
     assert {row["ratio"] for row in json.loads(out)} == {1.0}
 
 
+def test_native_is_the_best_that_a_bundle_has(run: Run, bundles: Path, tmp_path: Path) -> None:
+    """One word, one meaning, whatever the verb; and a report names what was looked at."""
+    path = bundles / "leaky"
+    x = saved(tmp_path / "x.npy", np.ones(3, np.float32))
+    y = tmp_path / "y.npy"
+    native = ("--target", "native")
+    assert run("run", path, x, "--output", y, *native)[2] == f"{y}: float32[3], by x86-64-v2\n"
+    assert "\nx86-64-v2   NumPy reference" in run("verify", path, *native)[1]
+    assert "\nleaky_relu, float32, x86-64-v2, warm\n" in run("bench", path, *FEW, *native)[1]
+    own = run("inspect", path, "--source", "assembly", "--target", "x86-64-v2")
+    assert run("inspect", path, "--source", "assembly", *native) == own
+
+
 def test_bench_of_a_model(run: Run, models: Path) -> None:
     code, out, _ = run("bench", models / "leaky.onnx", *FEW)
     assert code == 0

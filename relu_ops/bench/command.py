@@ -48,7 +48,7 @@ def groups(options: argparse.Namespace) -> tuple[list[Group], Settings, runner.M
         raise ArgumentError("bench: size must be at least 1 (not 0)")
     planned = runner.plan(
         chosen,
-        options.target or [level],
+        [level if name == "native" else name for name in options.target or [level]],
         sizes,
         options.dtype or (),
         options.mode or (WARM,),
