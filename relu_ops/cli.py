@@ -280,10 +280,11 @@ def _cache(options: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    """Parse a number of elements, for argparse."""
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
+    """Parse a number of elements, for argparse; 64k and 1M are meant as the tables write them."""
+    match = re.fullmatch(r"([0-9]{1,18})([kM]?)", text)
+    if not match:
         raise argparse.ArgumentTypeError(f"must be a number of elements (not {text!r})")
-    return int(text)
+    return int(match[1]) << {"": 0, "k": 10, "M": 20}[match[2]]
 
 
 _Option = tuple[tuple[str, ...], dict[str, Any]]
@@ -366,7 +367,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("path",), {"nargs": "?", "help": "a bundle or an .onnx file, instead of --graph"}),
             (("--graph",), _MANY | {"help": "a case of the benchmark; default: all"}),
             (("--target",), _MANY | {"help": "a target by name; default: the best here"}),
-            (("--size",), _MANY | {"type": _count, "help": "elements"}),
+            (("--size",), _MANY | {"type": _count, "help": "elements: 65536, 64k, 1M"}),
             (("--dtype",), _MANY | {"help": "a dtype of the cases; default: the first of each"}),
             (("--threads",), {"help": "how many threads everybody may use"}),
             (("--peer",), _MANY | {"help": "who takes part; default: all that are installed"}),

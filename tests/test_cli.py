@@ -20,6 +20,7 @@ import pytest
 
 import relu_ops
 from relu_ops import bundle, cache, cli, compiler, graphs, targets
+from relu_ops.bench import tables
 from relu_ops.targets import CPU_TARGETS
 
 ROOT = Path(relu_ops.__file__).parents[1]
@@ -118,6 +119,10 @@ def test_help_of_every_verb(run: Run, verb: str) -> None:
         (
             ["bench", "m", "--size", "-1"],
             "relu-ops bench: error: argument --size: must be a number of elements (not '-1')",
+        ),
+        (
+            ["bench", "m", "--size", "1K"],
+            "relu-ops bench: error: argument --size: must be a number of elements (not '1K')",
         ),
         (["plot", "m"], "relu-ops plot: error: the following arguments are required: --output"),
     ],
@@ -533,6 +538,12 @@ def test_bench_of_a_model(run: Run, models: Path) -> None:
     code, out, _ = run("bench", models / "leaky.onnx", *FEW)
     assert code == 0
     assert "best peer / relu_ops" in out
+
+
+@pytest.mark.parametrize(("text", "elements"), [("16", 16), ("64k", 65536), ("3M", 3 << 20)])
+def test_sizes_can_be_written_as_the_tables_do(text: str, elements: int) -> None:
+    assert cli._count(text) == elements
+    assert text == tables.count(elements)
 
 
 def test_bench_of_a_graph(run: Run) -> None:
