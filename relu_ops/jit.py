@@ -128,9 +128,8 @@ def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
         slope = float(alpha)
     except OverflowError as error:
         raise ArgumentError(f"leaky_relu: alpha must be finite in float32 (not {alpha})") from error
-    return _operator("leaky_relu", _dtype_of(x, "leaky_relu"), slope, math.copysign(1, slope))(
-        x, out=out
-    )
+    dtype = _dtype_of(x, "leaky_relu")
+    return _operator("leaky_relu", dtype, slope, math.copysign(1, slope))(x, out=out)
 
 
 # What follows runs at every call: a type made of two with | takes longer than the arithmetic.
