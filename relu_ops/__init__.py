@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from relu_ops._version import __version__
 
 if TYPE_CHECKING:
-    from relu_ops import graphs, interop
+    from relu_ops import errors, graphs, interop
     from relu_ops.compiler import build
     from relu_ops.errors import ReluOpsError
     from relu_ops.jit import compile, leaky_relu, relu
@@ -35,7 +35,8 @@ _HOMES = {
     "relu": "relu_ops.jit",
     "verify": "relu_ops.verification",
 }
-_MODULES = ("graphs", "interop")
+_MODULES = {"errors": None, "graphs": "onnx", "interop": None}
+"""Public modules, and what each imports at its top beyond the base install."""
 
 __all__ = [
     "Operator",
@@ -43,6 +44,7 @@ __all__ = [
     "__version__",
     "build",
     "compile",
+    "errors",
     "get_num_threads",
     "graphs",
     "interop",
@@ -58,6 +60,10 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in _MODULES:
+        if needed := _MODULES[name]:
+            from relu_ops.errors import require
+
+            require(needed, "compile", f"relu_ops.{name}")
         value = importlib.import_module(f"relu_ops.{name}")
     else:
         raise AttributeError(f"module 'relu_ops' has no attribute {name!r}")

@@ -308,7 +308,12 @@ def _open_directory(path: str | os.PathLike[str]) -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BundleError(f"{os.fsdecode(path)}: no bundle can be read there: {reason}") from error
+        shown = os.fsdecode(path)
+        hint = "build a bundle of a model first: relu_ops.build, or relu-ops build"
+        raise BundleError(
+            f"{shown}: no bundle can be read there: {reason}",
+            hint if shown.endswith(".onnx") else None,
+        ) from error
 
 
 def _is_replaced(directory: int, path: str | os.PathLike[str]) -> bool:

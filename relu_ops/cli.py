@@ -6,8 +6,10 @@ Exit code 0: fine; 1: a check failed; 2: bad usage, or nothing usable here.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,32 +18,51 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from relu_ops import targets
 from relu_ops._version import __version__
 from relu_ops.errors import ArgumentError, ReluOpsError
 from relu_ops.semantics import DTYPES
 
 FINE, CHECK_FAILED, UNUSABLE = 0, 1, 2
+_BUSY = 0.05
+"""Where others have more of the processors, what is measured is worth little."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
+    options = _parser().parse_args(_shielded(sys.argv[1:] if arguments is None else arguments))
     verb: Callable[[argparse.Namespace], int] = options.verb
     try:
         code = verb(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is, where the shell closed it
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         # The reader has seen enough. Python flushes once more at exit, into nothing then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
     except (ReluOpsError, OSError) as error:
-        print(f"relu-ops: {error}", file=sys.stderr)
+        _say(f"relu-ops: {error}")
+        return UNUSABLE
+    except MemoryError as error:
+        _say(f"relu-ops: there is not enough memory: {error}")
         return UNUSABLE
     except KeyboardInterrupt:
-        print("relu-ops: interrupted", file=sys.stderr)
+        _say("relu-ops: interrupted")
         return 130
+
+
+def _shielded(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which argparse takes no negative number for an option.
+
+    It knows -1 and -0.5, and not -1e-3 or -inf. What begins with a space is no option to it, and
+    the same number to float.
+    """
+    return [f" {a}" if _NEGATIVE.fullmatch(a) else a for a in arguments]
+
+
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\d+\.|-inf|-nan")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    if sys.stderr is not None:  # print would take None for stdout, which is for data
+        print(text, file=sys.stderr)
 
 
 def _progress(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
@@ -79,7 +101,8 @@ def _export(options: argparse.Namespace) -> int:
     if options.check:
         for name in wrong:
             print(name)
-        _say(f"{options.folder}: {len(wrong)} of {len(graphs.MODELS)} files differ")
+        count = len(graphs.MODELS) + 1  # and their README
+        _say(f"{options.folder}: {len(wrong)} of {count} files differ")
         return CHECK_FAILED if wrong else FINE
     _say(f"{options.folder}: {len(graphs.MODELS)} models")
     return FINE
@@ -97,17 +120,26 @@ def _build(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from relu_ops import inspect
 
+    _refuse_pairs("inspect", options, ("source", "json"), ("source", "rebuild_check"))
+    if options.target and not options.source:
+        raise ArgumentError("inspect: --target names a target for --source, which is not given")
     if options.rebuild_check:
         report = inspect.rebuild_check(options.path)
         print(json.dumps(report, indent=1) if options.json else inspect.render_rebuild(report))
         return FINE if report["identical"] else CHECK_FAILED
     if options.source:
-        target = options.target or targets.native().name
-        print(inspect.source(options.path, target, options.source))
+        print(inspect.source(options.path, options.target, options.source))
         return FINE
     description = inspect.describe(options.path)
     print(json.dumps(description, indent=1) if options.json else inspect.render(description))
     return FINE
+
+
+def _refuse_pairs(verb: str, options: argparse.Namespace, *pairs: tuple[str, str]) -> None:
+    for pair in pairs:
+        if all(getattr(options, name) for name in pair):
+            first, second = (f"--{name.replace('_', '-')}" for name in pair)
+            raise ArgumentError(f"{verb}: {first} and {second} do not go together")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -135,7 +167,9 @@ def _run(options: argparse.Namespace) -> int:
 def _read_array(path: str, dtype: str) -> np.ndarray:
     try:
         array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, EOFError) as error:
         raise ArgumentError(f"{path}: is not a readable .npy file: {error}") from error
     if dtype == "bfloat16" and array.dtype == np.dtype("V2"):
         # The .npy format has no bfloat16: NumPy writes it as two raw bytes.
@@ -177,6 +211,7 @@ def _bench(options: argparse.Namespace) -> int:
             else tables.render_comparison(rows)
         )
         return FINE
+    command.check_outputs(options.record, options.plot)
     found = record.read(options.show) if options.show else command.run(options, _progress)
     if options.record:
         record.write(found, options.record)
@@ -189,13 +224,18 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from relu_ops.bench import tune
+    from relu_ops.bench import environment, tune
     from relu_ops.runtime import tuning
 
+    usage = environment.Usage()
     measured = tune.tune(_progress)
     print(msgspec.json.format(msgspec.json.encode(measured), indent=1).decode())
+    others = usage.share_of_others() or 0.0
+    if others > _BUSY:
+        _say(f"others had {others:.0%} of the processors: tune again when these are idle")
     if not options.dry_run:
-        _say(f"{tuning.store(measured)}: written; every process heeds it from now on")
+        path = tuning.store(measured)
+        _say(f"{path}: written; every process heeds it from now on. Remove it to take it back")
     return FINE
 
 
@@ -214,7 +254,8 @@ def _plot(options: argparse.Namespace) -> int:
         high=options.range[1],
         derivative=not options.no_derivative,
     )
-    _say(f"{options.output}: {len(operators)} operators over {options.range}")
+    low, high = options.range
+    _say(f"{options.output}: {', '.join(label for label, _ in operators)} from {low:g} to {high:g}")
     return FINE
 
 
@@ -239,10 +280,11 @@ def _cache(options: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    """Parse a number of elements, for argparse."""
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
+    """Parse a number of elements, for argparse; 64k and 1M are meant as the tables write them."""
+    match = re.fullmatch(r"([0-9]{1,18})([kM]?)", text)
+    if not match:
         raise argparse.ArgumentTypeError(f"must be a number of elements (not {text!r})")
-    return int(text)
+    return int(match[1]) << {"": 0, "k": 10, "M": 20}[match[2]]
 
 
 _Option = tuple[tuple[str, ...], dict[str, Any]]
@@ -281,14 +323,14 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
                 ("--source",),
                 {
                     "choices": ["tir", "llvm", "assembly", "cuda", "ptx", "c"],
-                    "help": "show generated code",
+                    "help": "show generated code, by default for the best target that runs here",
                 },
             ),
             (
                 ("--rebuild-check",),
                 {"action": "store_true", "help": "build it again and compare every byte"},
             ),
-            _TARGET,
+            (("--target",), {"help": "the target of --source, by name"}),
             _JSON,
         ),
     ),
@@ -324,8 +366,8 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
         (
             (("path",), {"nargs": "?", "help": "a bundle or an .onnx file, instead of --graph"}),
             (("--graph",), _MANY | {"help": "a case of the benchmark; default: all"}),
-            (("--target",), _MANY | {"help": "a target by name; default: native"}),
-            (("--size",), _MANY | {"type": _count, "help": "elements"}),
+            (("--target",), _MANY | {"help": "a target by name; default: the best here"}),
+            (("--size",), _MANY | {"type": _count, "help": "elements: 65536, 64k, 1M"}),
             (("--dtype",), _MANY | {"help": "a dtype of the cases; default: the first of each"}),
             (("--threads",), {"help": "how many threads everybody may use"}),
             (("--peer",), _MANY | {"help": "who takes part; default: all that are installed"}),
@@ -357,7 +399,13 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("--output",), {"required": True, "help": "a .png or .svg file"}),
             (
                 ("--range",),
-                {"nargs": 2, "type": float, "default": [-10.0, 10.0], "metavar": ("LOW", "HIGH")},
+                {
+                    "nargs": 2,
+                    "type": float,
+                    "default": [-10.0, 10.0],
+                    "metavar": ("LOW", "HIGH"),
+                    "help": "of x; default: -10 10",
+                },
             ),
             (("--no-derivative",), {"action": "store_true", "help": "draw the functions alone"}),
         ),

@@ -68,10 +68,10 @@ def report() -> dict[str, Any]:
     """Look at this installation and this machine.
 
     Returns:
-        Plain data, for `json.dumps`: "relu_ops", "python", "packages", "machine", "targets",
-        "c_compiler", "cuda" and "cache" say what is there; a probe that failed has "problem" and
-        no more. "can" says for each of run, compile, verify and plot None, or why not; "advice"
-        what to do about that, one line each.
+        Plain data, for `json.dumps`: "relu_ops", "python", "calls", "packages", "machine",
+        "threads", "targets", "c_compiler", "cuda" and "cache" say what is there; a probe that
+        failed has "problem" and no more. "can" says for each of run, compile, verify and plot
+        None, or why not; "advice" what to do about that, one line each.
     """
     found: dict[str, Any] = {
         "relu_ops": _guarded(_relu_ops),
@@ -79,6 +79,7 @@ def report() -> dict[str, Any]:
         "calls": _guarded(_calls),
         "packages": [_guarded(functools.partial(_package, row)) for row in PACKAGES],
         "machine": _guarded(_machine),
+        "threads": _guarded(_threads),
         "targets": _guarded(_targets),
         "c_compiler": _guarded(_c_compiler),
         "cuda": _guarded(_cuda),
@@ -152,6 +153,35 @@ def _machine() -> dict[str, Any]:
     }
 
 
+def _threads() -> dict[str, Any]:
+    from relu_ops.errors import ArgumentError
+    from relu_ops.runtime import threads
+
+    try:
+        count = threads.default_threads()
+        return {"count": count, "thresholds": _thresholds(count), "problem": None}
+    except ArgumentError as error:  # no operator can be loaded then
+        return {
+            "problem": error.message,
+            "hint": f"unset {threads.THREADS_VARIABLE}, or correct it",
+        }
+
+
+def _thresholds(count: int) -> str:
+    """Whether what `relu-ops tune` measured is in force, and why not."""
+    from relu_ops.runtime import tuning
+
+    try:
+        path, there = tuning.path(), tuning.path().exists()
+    except (OSError, RuntimeError):  # no home directory
+        return "default thresholds"
+    if tuning.thresholds(count) is not None:
+        return f"thresholds of {path}"
+    if not there:
+        return "default thresholds (not tuned)"
+    return f"default thresholds ({path} is of another machine or number of threads, or no tuning)"
+
+
 def _targets() -> dict[str, Any]:
     from relu_ops import targets
 
@@ -218,9 +248,14 @@ def _nvcc_version(nvcc: str | None) -> str | None:
 
 def _cache() -> dict[str, Any]:
     from relu_ops import cache
-    from relu_ops.errors import CacheError
+    from relu_ops.errors import ArgumentError, CacheError
 
-    described: dict[str, Any] = {"path": str(cache.directory()), "limit": cache.size_limit()}
+    described: dict[str, Any] = {"path": str(cache.directory())}
+    try:
+        described["limit"] = cache.size_limit()
+    except ArgumentError as error:
+        hint = f"unset {cache.SIZE_VARIABLE}, or correct it"
+        return {**described, "problem": error.message, "hint": hint}
     try:
         folder = cache.usable_directory()  # the rule that compiling goes by
         with tempfile.TemporaryFile(dir=folder):
@@ -249,6 +284,8 @@ def _why_not(ability: str, found: Mapping[str, Any]) -> str | None:
     if ability == "run":
         if found["python"].get("problem"):
             return str(found["python"]["problem"])
+        if found["threads"].get("problem"):
+            return str(found["threads"]["problem"])
         if not found["targets"].get("native"):
             return "no target runs on this machine"
         return None
@@ -267,14 +304,16 @@ def _advice(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"to {ability}: pip install {package}"
     if found["python"].get("problem"):
         yield f"to run: install Python {'.'.join(map(str, MINIMUM_PYTHON))} or newer"
+    if found["threads"].get("hint"):
+        yield f"to run: {found['threads']['hint']}"
     if found["c_compiler"].get("problem"):
         hint = found["c_compiler"].get("hint") or "set CXX to the command of a C++ compiler"
         yield f"to compile: {hint}"
     if found["cache"].get("problem"):
-        yield (
-            "to compile once and not in every process: set RELU_OPS_CACHE to a directory that "
-            "only you can write to"
+        hint = found["cache"].get("hint") or (
+            "set RELU_OPS_CACHE to a directory that only you can write to"
         )
+        yield f"to compile once and not in every process: {hint}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -295,10 +334,11 @@ def render(report: Mapping[str, Any]) -> str:
         "python": [_line(report["python"], "{implementation} {version} at {executable}")],
         "calls": [_line(report["calls"], "NumPy arrays are {how}")],
         "machine": [_line(report["machine"], "{cpu}, {cores} cores, {system}")],
+        "threads": [_line(report["threads"], "{count} for a large call, {thresholds}")],
         "targets": _target_lines(report["targets"]),
         "compiler": [_compiler_line(report["c_compiler"])],
         "cuda": _cuda_lines(report["cuda"]),
-        "cache": [_line(report["cache"], "{path}: {bundles} bundles, {size} of {limit} bytes")],
+        "cache": [_line(report["cache"], "{path}: {bundles} bundles, {size:,} of {limit:,} bytes")],
         "packages": _package_lines(report["packages"]),
         "it can": [f"{ability}: {why or 'yes'}" for ability, why in _answers(report["can"])],
         "advice": report["advice"] or ["nothing to install"],

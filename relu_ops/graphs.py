@@ -534,11 +534,19 @@ def with_rank(model: onnx.ModelProto, rank: int) -> onnx.ModelProto:
     Returns:
         The copy, which `onnx.checker` takes.
 
+    Raises:
+        ArgumentTypeError: The rank is no integer.
+        ArgumentError: It is negative.
+
     >>> ranked = with_rank(relu(), rank=2)
     >>> print(describe(ranked.graph.input[0]))
     x: float32[dim_0, dim_1]
     >>> onnx.checker.check_model(ranked, full_check=True)
     """
+    if not isinstance(rank, Integral) or isinstance(rank, bool):
+        raise ArgumentTypeError(f"with_rank: rank must be an integer (not {rank!r})")
+    if rank < 0:
+        raise ArgumentError(f"with_rank: rank must be at least 0 (not {rank})")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for value in (*copy.graph.input, *copy.graph.output):

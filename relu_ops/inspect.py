@@ -61,12 +61,13 @@ def describe(path_or_model: Model | Bundle) -> dict[str, Any]:
     return _describe_model(path_or_model) if held is None else _describe_bundle(held)
 
 
-def source(path_or_model: Model | Bundle, target: str = "native", kind: str = "tir") -> str:
+def source(path_or_model: Model | Bundle, target: str | None = None, kind: str = "tir") -> str:
     """Show what a model, or the model of a bundle, is compiled to by this installation.
 
     Args:
         path_or_model: As for `describe`.
-        target: A target by name; "native" is the best level that this machine runs.
+        target: A target by name; by default "native", the best that this machine runs, for a
+            bundle of those that it has.
         kind: One of `KINDS` for that kind of target.
 
     Returns:
@@ -79,7 +80,8 @@ def source(path_or_model: Model | Bundle, target: str = "native", kind: str = "t
         TargetError: The target is not known.
         MissingDependencyError: onnx or TVM is not installed.
     """
-    chosen = targets.resolve(target)
+    held = _bundle_at(path_or_model)
+    chosen = _best_target(held) if target in (None, "native") else targets.resolve(target)
     fields = KINDS[chosen.kind]
     if kind not in fields:
         raise ArgumentError(
@@ -89,7 +91,6 @@ def source(path_or_model: Model | Bundle, target: str = "native", kind: str = "t
     require("tvm", "compile", f"{_PURPOSE}.source")
     from relu_ops.compiler import codegen, codegen_cuda, frontend
 
-    held = _bundle_at(path_or_model)
     graph = frontend.import_model(path_or_model if held is None else held.contents[bundles.MODEL])
     if kind == "ptx":
         return codegen_cuda.ptx(graph, chosen)
@@ -100,6 +101,16 @@ def source(path_or_model: Model | Bundle, target: str = "native", kind: str = "t
     )
     text: str = getattr(sources, fields[kind])
     return text
+
+
+def _best_target(held: Bundle | None) -> Target:
+    """What a machine would run of a bundle, or its first target where that is nothing."""
+    if held is None:
+        return targets.native()
+    machine = targets.this_machine()
+    every = [targets.parse(name) for name in held.manifest.targets]
+    here = [target.name for target in every if targets.why_not(target, machine) is None]
+    return targets.choose(here, machine) if here else every[0]
 
 
 def rebuild_check(path_or_bundle: str | os.PathLike[str] | Bundle) -> dict[str, Any]:

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from relu_ops.compiler.frontend import Model
 
 
+_FLOATS = tuple(name for name, row in DTYPES.items() if row.is_float)
+_DTYPES = {"relu": (*_FLOATS, "int8", "int16", "int32", "int64"), "leaky_relu": _FLOATS}
+"""What ONNX has these two for, as in `graphs`, which would import onnx to say it."""
+
+
 def compile(model: Model, target: str = "native") -> Operator:
     """Compile a model for this machine, through the compile cache.
 
@@ -98,7 +103,7 @@ def relu(x: Any, out: Any = None) -> Any:
     >>> relu(np.array([-1.5, -0.0, 2.0], dtype=np.float32))
     array([ 0., -0.,  2.], dtype=float32)
     """
-    return _operator("relu", _dtype_of(x))(x, out=out)
+    return _operator("relu", _dtype_of(x, "relu"))(x, out=out)
 
 
 def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
@@ -123,7 +128,8 @@ def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
         slope = float(alpha)
     except OverflowError as error:
         raise ArgumentError(f"leaky_relu: alpha must be finite in float32 (not {alpha})") from error
-    return _operator("leaky_relu", _dtype_of(x), slope, math.copysign(1, slope))(x, out=out)
+    dtype = _dtype_of(x, "leaky_relu")
+    return _operator("leaky_relu", dtype, slope, math.copysign(1, slope))(x, out=out)
 
 
 # What follows runs at every call: a type made of two with | takes longer than the arithmetic.
@@ -132,21 +138,24 @@ _ARRAYS = (np.ndarray, np.generic)
 _NUMBERS = (int, float, np.number)
 
 
-def _dtype_of(x: Any) -> Any:
+def _dtype_of(x: Any, graph: str) -> Any:
     """The dtype of an array, as its library has it; what Python's numbers become otherwise."""
-    is_array = isinstance(x, _ARRAYS) or arrays.is_torch(x) or hasattr(x, "__dlpack__")
-    return x.dtype if is_array else "float32"
+    if isinstance(x, _ARRAYS) or arrays.is_torch(x) or hasattr(x, "__dlpack__"):
+        return x.dtype
+    return arrays.made_array(x, f"{graph}: x").dtype if arrays.has_dtype(x) else "float32"
 
 
 @functools.cache
 def _operator(graph: str, dtype: Any, alpha: float | None = None, sign: float = 1) -> Operator:
     """As `_standard`, for what `_dtype_of` gives, and a slope with its sign: 0.0 == -0.0."""
+    name: str | None
     if isinstance(dtype, np.dtype):
         name = dtype_name(dtype.newbyteorder("="))
     else:
         name = str(dtype).rpartition(".")[2]
-    if name not in DTYPES:
+    if name is None or name not in _DTYPES[graph]:
         raise ArgumentTypeError(
-            f"{graph}: x.dtype must be one of {', '.join(DTYPES)} (not {dtype})"
+            f"{graph}: x.dtype must be one of {', '.join(_DTYPES[graph])} (not {dtype})",
+            "convert it first, for example to float32",
         )
     return _standard(graph, name, None if alpha is None else alpha.hex())

@@ -402,7 +402,7 @@ def draw(
     with matplotlib.style.context(["default", _STYLE]):
         figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
         FigureCanvasAgg(figure)
-        all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        all_axes = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
         for axes, (heading, lines) in zip(all_axes, panels.items(), strict=True):
             _draw_panel(axes, heading, lines)
         if title is not None:

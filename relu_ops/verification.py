@@ -631,11 +631,14 @@ def verify(
         The report; `report.ok` says whether every bit agreed.
 
     Raises:
-        ArgumentError: exhaustive was asked for and is not possible.
+        ArgumentError: exhaustive was asked for and is not possible, or there is no such case or
+            seed.
         TargetError: No target can run here.
         ModelError, BundleError: The model or bundle is not valid.
     """
     require("onnx", "verify", "relu_ops.verify")
+    if seed < 0:
+        raise ArgumentError(f"verify: seed must be at least 0 (not {seed})")
     from relu_ops.compiler import frontend
 
     bundle, path = _bundle_of(model, target)
@@ -645,9 +648,13 @@ def verify(
     operators = _operators(bundle, target, report)
     referees, report.absent = _referees(proto, graph)
     judge = _Judge(proto, report, f"relu-ops verify {path} --seed {seed}")
+    last = 0
     for one in cases(graph, seed):
+        last = one.number
         if case in (None, one.number):
             _check_case(judge, one, operators, referees, report)
+    if case is not None and not 0 <= case <= last:
+        raise ArgumentError(f"verify: case must be 0 to {last} (not {case})")
     if exhaustive:
         _check_every_pattern(judge, graph, operators, referees[:2], progress)
     return report
@@ -667,7 +674,8 @@ def _bundle_of(model: Any, target: str | None) -> tuple[bundles.Bundle, str]:
 def _operators(bundle: bundles.Bundle, target: str | None, report: Report) -> dict[str, Operator]:
     """An operator for each target that can run; the others go into the report."""
     if target is not None:
-        return {target: dispatch.operator_of(bundle, target=target)}
+        operator = dispatch.operator_of(bundle, target=target)
+        return {operator.target.name: operator}  # "native" names none
     found = {}
     for name in bundle.manifest.targets:
         try:

@@ -614,7 +614,7 @@ def test_the_table_of_the_readme(tmp_path: Path) -> None:
     made = tables.readme(tables.with_marker(page, "r.json"), tmp_path)
     assert "| elements | 1k | 64k |" in made
     assert "| `relu(x)` | 2.00 us, 1.5x, 50% | 4.00 us, 0.5x, 50% |" in made
-    assert "Peers: NumPy, numba." in made and "old" not in made
+    assert "Peers: NumPy; numba." in made and "old" not in made
     assert made.startswith("Before\n") and made.endswith("<!-- /benchmark-table -->\nAfter\n")
     assert tables.readme(made, tmp_path) == made
     with pytest.raises(errors.ArgumentError, match=r"one table .* \(not 0\)"):
@@ -655,7 +655,7 @@ def test_pictures(tmp_path: Path) -> None:
         assert a.read_bytes() == b.read_bytes()
     svg = (tmp_path / "a" / f"lead_{NATIVE}_warm.svg").read_text()
     assert "<dc:date>" not in svg
-    with pytest.raises(errors.ArgumentError, match="cannot be written"):
+    with pytest.raises(errors.ArgumentError, match="cannot be made: File exists"):
         plots.draw(full_record(), tmp_path / "a" / "processes.svg")
 
 

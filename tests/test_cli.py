@@ -20,6 +20,7 @@ import pytest
 
 import relu_ops
 from relu_ops import bundle, cache, cli, compiler, graphs, targets
+from relu_ops.bench import tables
 from relu_ops.targets import CPU_TARGETS
 
 ROOT = Path(relu_ops.__file__).parents[1]
@@ -119,6 +120,10 @@ def test_help_of_every_verb(run: Run, verb: str) -> None:
             ["bench", "m", "--size", "-1"],
             "relu-ops bench: error: argument --size: must be a number of elements (not '-1')",
         ),
+        (
+            ["bench", "m", "--size", "1K"],
+            "relu-ops bench: error: argument --size: must be a number of elements (not '1K')",
+        ),
         (["plot", "m"], "relu-ops plot: error: the following arguments are required: --output"),
     ],
 )
@@ -159,6 +164,47 @@ def test_a_reader_that_went_away(bundles: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream(models: Path, tmp_path: Path, closed: str) -> None:
+    """Neither ends in a traceback, and talk never takes the place of data."""
+    command = [sys.executable, "-m", "relu_ops", "build", str(models / "leaky.onnx"), "--output"]
+    shell = f'exec "$0" "$@" {">&-" if closed == "stdout" else "2>&-"}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", shell, *command, str(tmp_path / "leaky.bundle")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0
+    if closed == "stdout":
+        assert done.stderr == f"{tmp_path / 'leaky.bundle'}: built for native\n"
+    else:
+        assert re.fullmatch(r"[0-9a-f]{64}\n", done.stdout)
+
+
+def test_what_the_terminal_cannot_show(bundles: Path, tmp_path: Path) -> None:
+    link = tmp_path / "l\xe9aky\udcff.bundle"  # a name that is no UTF-8, which Linux allows
+    link.symlink_to(bundles / "leaky")
+    for encoding, shown in (("ascii", "l\\xe9aky\\udcff"), ("utf-8", "l\xe9aky\\udcff")):
+        done = subprocess.run(
+            [sys.executable, "-m", "relu_ops", "inspect", str(link)],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert shown in done.stdout.decode("utf-8").splitlines()[0]
+
+
+def test_not_enough_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(_: Any) -> int:
+        raise MemoryError("Unable to allocate 3.47 EiB")
+
+    monkeypatch.setitem(cli._VERBS, "doctor", (exhaust, "", ()))
+    message = "relu-ops: there is not enough memory: Unable to allocate 3.47 EiB\n"
+    assert run("doctor") == (2, "", message)
+
+
 def test_an_interrupt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: Any) -> int:
         raise KeyboardInterrupt
@@ -171,8 +217,9 @@ def test_an_interrupt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_export(run: Run, tmp_path: Path) -> None:
-    folder, count = tmp_path / "models", len(graphs.MODELS)
-    assert run("export", folder) == (0, "", f"{folder}: {count} models\n")
+    folder, count = tmp_path / "models", len(graphs.MODELS) + 1  # and their README
+    assert run("export", folder, "--check")[2] == f"{folder}: {count} of {count} files differ\n"
+    assert run("export", folder) == (0, "", f"{folder}: {count - 1} models\n")
     assert {p.stem for p in folder.glob("*.onnx")} == set(graphs.MODELS)
     assert run("export", folder, "--check") == (0, "", f"{folder}: 0 of {count} files differ\n")
     (folder / "relu.onnx").write_bytes(b"changed")
@@ -355,13 +402,13 @@ def test_run_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
         (float32, float32): "leaky_relu takes 1 inputs (x), not 2",
         (x,): "leaky_relu: x.dtype must be float32 (not float64)\n"
         "hint: convert it first, for example with x.astype('float32')",
-        (missing,): f"{missing}: is not a readable .npy file: "
-        f"[Errno 2] No such file or directory: '{missing}'",
+        (missing,): f"{missing}: cannot be read: No such file or directory",
+        (tmp_path,): f"{tmp_path}: cannot be read: Is a directory",
         (float32, "--output", tmp_path): f"{tmp_path}: cannot be written: Is a directory",
     }
     for arguments, message in exact.items():
         assert run("run", path, *arguments) == (2, "", f"relu-ops: {message}\n")
-    for file in (archive, objects, empty, tmp_path):
+    for file in (archive, objects, empty):
         code, out, err = run("run", path, file)
         assert (code, out) == (2, "")
         assert err.startswith(f"relu-ops: {file}: is not a readable .npy file: ")
@@ -435,6 +482,12 @@ def test_verify_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
         f"relu-ops: {bundles / 'leaky'}: has no variant for x86-64-v4; it has:\n"
         "  x86-64-v2: can run\n",
     )
+    for case in ("-1", "99999"):
+        code, out, err = run("verify", bundles / "leaky", "--case", case)
+        assert (code, out) == (2, "")
+        assert re.fullmatch(rf"relu-ops: verify: case must be 0 to \d+ \(not {case}\)\n", err)
+    message = "relu-ops: verify: seed must be at least 0 (not -1)\n"
+    assert run("verify", bundles / "leaky", "--seed", "-1") == (2, "", message)
     code, out, err = run("verify", bundles / "add", "--exhaustive", "--case", "0")
     assert (code, out) == (2, "")
     assert err == (
@@ -468,10 +521,29 @@ def test_bench_as_json(run: Run, bundles: Path, tmp_path: Path) -> None:
     assert {row["ratio"] for row in json.loads(out)} == {1.0}
 
 
+def test_native_is_the_best_that_a_bundle_has(run: Run, bundles: Path, tmp_path: Path) -> None:
+    """One word, one meaning, whatever the verb; and a report names what was looked at."""
+    path = bundles / "leaky"
+    x = saved(tmp_path / "x.npy", np.ones(3, np.float32))
+    y = tmp_path / "y.npy"
+    native = ("--target", "native")
+    assert run("run", path, x, "--output", y, *native)[2] == f"{y}: float32[3], by x86-64-v2\n"
+    assert "\nx86-64-v2   NumPy reference" in run("verify", path, *native)[1]
+    assert "\nleaky_relu, float32, x86-64-v2, warm\n" in run("bench", path, *FEW, *native)[1]
+    own = run("inspect", path, "--source", "assembly", "--target", "x86-64-v2")
+    assert run("inspect", path, "--source", "assembly", *native) == own
+
+
 def test_bench_of_a_model(run: Run, models: Path) -> None:
     code, out, _ = run("bench", models / "leaky.onnx", *FEW)
     assert code == 0
     assert "best peer / relu_ops" in out
+
+
+@pytest.mark.parametrize(("text", "elements"), [("16", 16), ("64k", 65536), ("3M", 3 << 20)])
+def test_sizes_can_be_written_as_the_tables_do(text: str, elements: int) -> None:
+    assert cli._count(text) == elements
+    assert text == tables.count(elements)
 
 
 def test_bench_of_a_graph(run: Run) -> None:
@@ -491,6 +563,29 @@ def test_bench_refuses(run: Run, tmp_path: Path) -> None:
         refusal = f"relu-ops: bench: threads must be 1 to 256 (not {count!r})\n"
         assert run("bench", "--threads", count) == (2, "", refusal)
     assert run("bench", "--show", missing) == (2, "", message)
+
+
+def test_bench_finds_out_first_where_it_cannot_write(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: object) -> None:
+        raise AssertionError("it measured")
+
+    monkeypatch.setattr("relu_ops.bench.command.run", measure)
+    (tmp_path / "file").write_text("")
+    missing = tmp_path / "missing" / "r.json"
+    for arguments, message in {
+        ("--record", missing): f"{missing}: cannot be written: {missing.parent} is missing or "
+        "read-only",
+        ("--record", tmp_path): f"{tmp_path}: cannot be written: it is a directory",
+        ("--plot", tmp_path / "file"): f"{tmp_path / 'file'}: cannot be made: File exists",
+        ("--plot", "/proc/pictures"): "/proc/pictures: cannot be made: No such file or directory",
+    }.items():
+        assert run("bench", *arguments) == (2, "", f"relu-ops: {message}\n")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, out, err = run("bench", "--plot", tmp_path / "pictures")
+    assert (code, out) == (2, "")
+    assert err.startswith("relu-ops: drawing a benchmark needs the package matplotlib, ")
 
 
 # ---------------------------------------------------------------- cache
@@ -518,6 +613,13 @@ def test_inspect(run: Run, bundles: Path, models: Path, tmp_path: Path) -> None:
         code, out, err = run("inspect", path, "--json")
         assert (code, err) == (0, "")
         assert isinstance(json.loads(out), dict)
+    for arguments, message in {
+        ("--source", "c", "--json"): "--source and --json do not go together",
+        ("--source", "c", "--rebuild-check"): "--source and --rebuild-check do not go together",
+        ("--target", "cuda"): "--target names a target for --source, which is not given",
+    }.items():
+        refusal = f"relu-ops: inspect: {message}\n"
+        assert run("inspect", bundles / "leaky", *arguments) == (2, "", refusal)
     code, out, err = run("inspect", tmp_path / "missing")
     assert (code, out) == (2, "")
     assert err.startswith("relu-ops: ")
@@ -534,9 +636,14 @@ def test_doctor(run: Run) -> None:
 def test_plot(run: Run, bundles: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install 'relu_ops[plot]'")
     picture = tmp_path / "leaky.svg"
-    code, out, _ = run("plot", bundles / "leaky", "--output", picture, "--range", "-2", "2")
-    assert (code, out) == (0, "")
-    assert picture.stat().st_size > 0
+    for low in ("-2", "-2.", "-.2", "-2e-3", "-2.5E+1", "-.5e0"):
+        code, out, err = run("plot", bundles / "leaky", "--output", picture, "--range", low, "2")
+        assert (code, out) == (0, "")
+        assert err == f"{picture}: leaky from {float(low):g} to 2\n"
+        assert picture.stat().st_size > 0
+    message = "relu-ops: plot: low must be finite (not -inf)\n"
+    infinite = ("--range", "-inf", "2")
+    assert run("plot", bundles / "leaky", "--output", picture, *infinite) == (2, "", message)
     code, out, err = run("plot", tmp_path / "missing.onnx", "--output", picture)
     assert (code, out) == (2, "")
     assert err.startswith("relu-ops: ")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from relu_ops import compiler, graphs, targets
-from relu_ops.compiler import codegen, frontend, schedule_x86
+from relu_ops.compiler import codegen, frontend, schedule_x86, toolchain
 from relu_ops.errors import BuildError
 from relu_ops.runtime.library import Library, symbol_of
 
@@ -99,6 +99,33 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(BuildError, match="failed with exit code 1"):
         compiler.make(graphs.relu(), ["x86-64-v2"])
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "/no/such/compiler",
+            "/no/such/compiler: cannot be run: No such file or directory\n"
+            "hint: where CXX or CC names it: set that to the command of a C or C++ compiler, or "
+            "unset it",
+        ),
+        ("c++ '", 'CXX must be a command (not "c++ \'": No closing quotation)'),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(BuildError) as caught:
+        compiler.make(graphs.relu(), ["x86-64-v2"])
+    assert str(caught.value) == message
+
+
+def test_a_blank_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", " ")
+    monkeypatch.setenv("CC", "cc -pipe")
+    assert toolchain.c_compiler() == ["cc", "-pipe"]
 
 
 def test_a_long_chain_compiles_in_time_linear_in_its_length() -> None:

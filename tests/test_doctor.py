@@ -13,7 +13,7 @@ import children
 import pytest
 
 from relu_ops import doctor, targets
-from relu_ops.runtime import headers
+from relu_ops.runtime import headers, tuning
 from relu_ops.targets import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,7 +158,29 @@ def test_an_unusable_cache_is_told_why(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("RELU_OPS_CACHE", "/dev/null/cache")
     assert "cannot be made" in doctor.report()["cache"]["problem"]
     monkeypatch.setenv("RELU_OPS_CACHE_SIZE", "lots")
-    assert "RELU_OPS_CACHE_SIZE must be a number of bytes" in doctor.report()["cache"]["problem"]
+    report = doctor.report()
+    assert (
+        report["cache"]["problem"] == "RELU_OPS_CACHE_SIZE must be a number of bytes (not 'lots')"
+    )
+    assert report["advice"] == [
+        "to compile once and not in every process: unset RELU_OPS_CACHE_SIZE, or correct it"
+    ]
+
+
+def test_a_wrong_number_of_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operator can be loaded then: a report that says that all is well would be wrong."""
+    monkeypatch.setenv("RELU_OPS_NUM_THREADS", "7")
+    assert "threads   7 for a large call, default" in doctor.render(doctor.report())
+    monkeypatch.setenv("RELU_OPS_NUM_THREADS", "many")
+    report = doctor.report()
+    problem = "RELU_OPS_NUM_THREADS must be 1 to 256 (not 'many')"
+    assert report["can"] == {
+        "run": problem,
+        "compile": f"cannot run: {problem}",
+        "verify": f"cannot compile: cannot run: {problem}",
+        "plot": f"cannot run: {problem}",
+    }
+    assert report["advice"] == ["to run: unset RELU_OPS_NUM_THREADS, or correct it"]
 
 
 def test_the_driver_and_nvcc_are_found_where_they_are(
@@ -193,6 +215,26 @@ def test_it_says_how_calls_read_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not read where they lie: 20 us more a call" in doctor.render(report)
 
 
+def test_it_says_whether_a_tuning_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tuning.json"
+    monkeypatch.setenv("RELU_OPS_TUNING", str(path))
+    monkeypatch.setenv("RELU_OPS_NUM_THREADS", "2")
+
+    def line() -> str:
+        return next(x for x in doctor.render(doctor.report()).splitlines() if x[:7] == "threads")
+
+    assert line() == "threads   2 for a large call, default thresholds (not tuned)"
+    here, limits = targets.this_machine().cpu, tuning.Thresholds(1, 2, 3)
+    tuning.store(tuning.Tuning(here, 2, "2026-11-22", limits))
+    assert line() == f"threads   2 for a large call, thresholds of {path}"
+    why = f"default thresholds ({path} is of another machine or number of threads, or no tuning)"
+    for other in (tuning.Tuning("another", 2, "", limits), tuning.Tuning(here, 3, "", limits)):
+        tuning.store(other)
+        assert line() == f"threads   2 for a large call, {why}"
+
+
 # ---------------------------------------------------------------- it never fails
 
 
@@ -202,6 +244,7 @@ PROBES = [
     "_calls",
     "_package",
     "_machine",
+    "_threads",
     "_targets",
     "_c_compiler",
     "_cuda",

@@ -174,6 +174,13 @@ def test_dimensions_are_symbolic_where_a_vector_broadcasts(graph: str, channels:
     assert all(shape == [size, 1, 1] for shape in nchw.values())
 
 
+def test_with_rank_wants_a_rank() -> None:
+    with pytest.raises(ArgumentError, match=r"^with_rank: rank must be at least 0 \(not -1\)$"):
+        graphs.with_rank(graphs.relu(), -1)
+    with pytest.raises(ArgumentTypeError, match=r"^with_rank: rank must be an integer \(not '2'\)"):
+        graphs.with_rank(graphs.relu(), "2")  # type: ignore[arg-type]
+
+
 def test_with_rank_copies() -> None:
     model = graphs.relu_grad()
     before = graphs.serialize(model)

@@ -119,6 +119,12 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not loaded_after("import relu_ops") & (HEAVY | {"tvm_ffi", "numpy"})
 
 
+def test_every_public_name_is_there_at_once() -> None:
+    code = "import relu_ops\nassert {n: getattr(relu_ops, n) for n in reversed(relu_ops.__all__)}"
+    assert children.run(code).stderr == ""
+    assert not loaded_after("import relu_ops; relu_ops.errors.BundleError") & HEAVY
+
+
 def test_running_a_bundle_loads_nothing_heavy(tmp_path: Path) -> None:
     from relu_ops import compiler, graphs
 

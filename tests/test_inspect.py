@@ -440,6 +440,30 @@ def test_the_assembly_is_the_target_s() -> None:
     assert wide == {"x86-64-v2": False, "x86-64-v3": False, "x86-64-v4": True}
 
 
+@pytest.mark.parametrize(
+    ("machine", "held", "shown"),
+    [
+        (V3, LEVELS, "x86-64-v3"),
+        (V3, ["x86-64-v2"], "x86-64-v2"),
+        (V3, ["x86-64-v4"], "x86-64-v4"),
+        (Machine("aarch64"), LEVELS, "x86-64-v2"),
+    ],
+)
+def test_by_default_a_bundle_s_own_target_is_shown(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: Machine,
+    held: list[str],
+    shown: str,
+) -> None:
+    """Whoever looks at a bundle wants what would run of it, and else what is in it."""
+    path = tmp_path / "leaky.bundle"
+    relu_ops.build(graphs.leaky_relu(dtype="float16"), held, path)
+    expected = inspect.source(path, shown, "assembly")
+    monkeypatch.setattr(targets, "this_machine", lambda: machine)
+    assert inspect.source(path, kind="assembly") == expected
+
+
 def test_wrong_kinds_and_targets_are_refused() -> None:
     with pytest.raises(ArgumentError) as caught:
         inspect.source(graphs.relu(), kind="ptx")

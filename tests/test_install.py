@@ -93,3 +93,36 @@ def test_compiling_says_what_to_install(environment: Path, tmp_path: Path) -> No
         "which is not installed",
         "hint: pip install 'relu_ops[compile]'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "purpose", "package", "extra"),
+    [
+        ("export", "relu_ops.graphs", "onnx", "compile"),
+        ("build BUNDLE/model.onnx --output o", "compiling an operator", "onnx", "compile"),
+        ("inspect BUNDLE --source c", "relu_ops.inspect.source", "onnx", "compile"),
+        ("inspect BUNDLE --rebuild-check", "relu_ops.inspect.rebuild_check", "onnx", "compile"),
+        ("verify BUNDLE", "relu_ops.verify", "onnx", "verify"),
+        ("bench --quick", "relu_ops.bench", "onnx", "bench"),
+        ("bench BUNDLE", "relu_ops.bench", "onnx", "bench"),
+        ("tune", "relu_ops.graphs", "onnx", "compile"),
+        ("plot BUNDLE --output o.png", "relu_ops.plot", "matplotlib", "plot"),
+    ],
+)
+def test_every_verb_that_needs_more_says_what_to_install(
+    environment: Path, tmp_path: Path, arguments: str, purpose: str, package: str, extra: str
+) -> None:
+    bundle = tmp_path / "relu.bundle"
+    compiler.build(graphs.relu(), ["native"], bundle)
+    done = subprocess.run(
+        [environment / "bin" / "relu-ops", *arguments.replace("BUNDLE", str(bundle)).split()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": "", "HOME": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"relu-ops: {purpose} needs the package {package}, which is not installed\n"
+        f"hint: pip install 'relu_ops[{extra}]'\n"
+    )

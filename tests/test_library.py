@@ -11,7 +11,7 @@ import pytest
 from cases import fresh
 
 from relu_ops import compiler, graphs
-from relu_ops.errors import BundleError
+from relu_ops.errors import ArgumentError, BundleError
 from relu_ops.runtime import library
 
 
@@ -42,6 +42,16 @@ def test_what_does_not_take_its_settings(content: bytes, monkeypatch: pytest.Mon
     monkeypatch.setattr(library, "_opened", {})
     monkeypatch.setattr(library, "_configure", refuse)
     with pytest.raises(BundleError, match=r"^a\.so: does not take its settings: configure: takes"):
+        library.open_library(content, "a.so")
+    assert not library._opened
+
+
+def test_a_wrong_variable_is_no_fault_of_the_library(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_opened", {})
+    monkeypatch.setenv("RELU_OPS_NUM_THREADS", "many")
+    with pytest.raises(ArgumentError, match=r"^RELU_OPS_NUM_THREADS must be 1 to 256 "):
         library.open_library(content, "a.so")
     assert not library._opened
 

@@ -193,6 +193,14 @@ def test_a_picture_holds_every_curve_of_both_panels(tmp_path: Path) -> None:
     assert "f\N{PRIME}(x)" not in alone.read_text(encoding="utf-8")
 
 
+def test_both_panels_have_one_range(tmp_path: Path) -> None:
+    """Slopes lie between samples: a panel of them alone would begin half a step later."""
+    relu6 = relu_ops.compile(graphs.relu6())
+    svg = plot.plot([("ReLU6", relu6)], tmp_path / "relu6.svg").read_text(encoding="utf-8")
+    for end in ("\N{MINUS SIGN}10", "10"):
+        assert svg.count(f"<!-- {end} -->") == 2
+
+
 def test_matplotlib_is_left_as_it_was(tmp_path: Path) -> None:
     script = f"""
 import sys, matplotlib, relu_ops

@@ -87,16 +87,25 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
         tuning.store(tuned())
 
 
-@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(("dry", "others"), [(True, 0.0), (False, 0.0), (True, 0.5), (False, None)])
 def test_the_command(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dry: bool
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    dry: bool,
+    others: float | None,
 ) -> None:
+    monkeypatch.setattr("relu_ops.bench.environment.Usage.share_of_others", lambda _: others)
     sizes = {"parallel_bytes": [1024], "wake_bytes": [1024], "stream_bytes": [65536]}
     monkeypatch.setattr(tune, "steps", lambda: list(sizes.items()))
     monkeypatch.setattr(tune, "_ROUNDS", 1)
     before = threads.settings()
     assert cli.main(["tune", *(["--dry-run"] if dry else [])]) == 0
-    printed = msgspec.json.decode(capsys.readouterr().out.encode(), type=tuning.Tuning)
+    captured = capsys.readouterr()
+    busy = "others had 50% of the processors: tune again when these are idle\n"
+    assert (busy in captured.err) is (others == 0.5)
+    assert ("Remove it to take it back" in captured.err) is not dry
+    printed = msgspec.json.decode(captured.out.encode(), type=tuning.Tuning)
     assert printed.cpu == targets.this_machine().cpu
     for name, asked in sizes.items():
         assert getattr(printed.thresholds, name) in (*asked, tune.NEVER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from relu_ops.bench import cases, peers, plots, record, runner, tables
 from relu_ops.bench.cases import CASES, Case
 from relu_ops.bench.record import MODES, WARM, Record
 from relu_ops.bench.runner import ALL_SIZES, Group, Settings
-from relu_ops.errors import ArgumentError
+from relu_ops.errors import ArgumentError, require
 from relu_ops.runtime import threads as thread_settings
 from relu_ops.verification import Progress
 
@@ -35,8 +36,10 @@ def groups(options: argparse.Namespace) -> tuple[list[Group], Settings, runner.M
 
     Raises:
         ArgumentError: Two options do not go together, or name something that is not there.
+        MissingDependencyError: onnx is not installed: even a bundle's own model has to be read.
         ReluOpsError: The model or bundle cannot be read.
     """
+    require("onnx", "bench", "relu_ops.bench")
     chosen, make, level = _subjects(options)
     for name in options.peer or ():
         peers.find(name)
@@ -45,7 +48,7 @@ def groups(options: argparse.Namespace) -> tuple[list[Group], Settings, runner.M
         raise ArgumentError("bench: size must be at least 1 (not 0)")
     planned = runner.plan(
         chosen,
-        options.target or [level],
+        [level if name == "native" else name for name in options.target or [level]],
         sizes,
         options.dtype or (),
         options.mode or (WARM,),
@@ -89,6 +92,28 @@ def _of_path(path: Path) -> _Subjects:
     proto = frontend.read_model(best.bundle.contents[bundles.MODEL])
     case = cases.case_of(proto, best.name)
     return [case], lambda _case, _dtype, name: dispatch.load(path, target=name), best.target.name
+
+
+def check_outputs(record_path: str | None, picture_folder: str | None) -> None:
+    """Find out before measuring, which takes minutes, that what was measured can be kept.
+
+    Args:
+        record_path: Where a record is to be written, or None.
+        picture_folder: Where pictures are to be drawn, or None; the folder is made.
+
+    Raises:
+        ArgumentError: That place cannot be written.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    if record_path is not None:
+        path = Path(record_path)
+        if path.is_dir():
+            raise ArgumentError(f"{path}: cannot be written: it is a directory")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            why = "read-only" if path.exists() else f"{path.parent} is missing or read-only"
+            raise ArgumentError(f"{path}: cannot be written: {why}")
+    if picture_folder is not None:
+        plots.make_folder(picture_folder)
 
 
 def run(options: argparse.Namespace, progress: Progress) -> Record:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -84,13 +85,30 @@ def draw(found: Record, folder: str | Path) -> list[Path]:
         MissingDependencyError: matplotlib is not installed.
         ArgumentError: A file cannot be written.
     """
-    require("matplotlib", "bench", "drawing a benchmark")
-    target = Path(folder)
+    target = make_folder(folder)
     paths = []
     for name, paint in _pictures(found):
         for kind in KINDS:
             paths.append(_write(target / f"{name}.{kind}", _rendered(paint, kind)))
     return paths
+
+
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make the folder that pictures are to be drawn into, unless it is there.
+
+    Raises:
+        MissingDependencyError: matplotlib, which will draw them, is not installed.
+        ArgumentError: It cannot be made or written to.
+    """
+    require("matplotlib", "bench", "drawing a benchmark")
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be made: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
+        raise ArgumentError(f"{path}: cannot be written to")
+    return path
 
 
 Paint = Callable[[Any], None]
@@ -165,7 +183,6 @@ def _save_small(pixels: Any, file: io.BytesIO) -> None:
 
 def _write(path: Path, content: bytes) -> Path:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     except OSError as error:
         raise ArgumentError(f"{path}: cannot be written: {error.strerror}") from error

@@ -227,7 +227,7 @@ def readme_table(found: Record) -> str:
         t.contestant for t in found.timings if not t.contestant.startswith(LIMIT)
     )
     names = [peers.PEERS[n].title for n in everybody if n in peers.PEERS and n not in OURS]
-    lines += ["", f"Peers: {', '.join(names)}."]
+    lines += ["", f"Peers: {'; '.join(names)}."]
     return "\n".join(lines) + "\n"
 
 

@@ -18,7 +18,7 @@ from relu_ops import ir
 from relu_ops import targets as known_targets
 from relu_ops.bundle import File, Manifest
 from relu_ops.compiler.toolchain import installed_version, producer
-from relu_ops.errors import ArgumentError, ArgumentTypeError
+from relu_ops.errors import ArgumentError, ArgumentTypeError, require
 from relu_ops.semantics import SEMANTICS_VERSION
 from relu_ops.targets import Target
 
@@ -40,6 +40,7 @@ def build(model: Model, targets: Sequence[str] | str, path: str | os.PathLike[st
         The digest of the bundle, to be pinned with `load(path, digest=...)`.
 
     Raises:
+        MissingDependencyError: onnx or TVM is not installed.
         ModelError: The model is not valid ONNX; as `UnsupportedError` if it is, but out of scope.
         TargetError: A target is not known.
         BuildError: A tool is missing or failed.
@@ -51,6 +52,8 @@ def build(model: Model, targets: Sequence[str] | str, path: str | os.PathLike[st
 
 def make(model: Model, targets: Sequence[str] | str) -> tuple[Manifest, dict[str, bytes]]:
     """Compile a model: the manifest and the files of its bundle, unwritten. See `build`."""
+    for package in ("onnx", "tvm"):
+        require(package, "compile", "compiling an operator")
     from relu_ops.compiler import frontend
 
     chosen = _resolved(targets)

@@ -164,7 +164,10 @@ def run(command: Sequence[str], folder: Path) -> None:
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     except OSError as error:
-        raise BuildError(f"{command[0]}: cannot be run: {error.strerror}") from error
+        raise BuildError(
+            f"{command[0]}: cannot be run: {error.strerror}",
+            "where CXX or CC names it: set that to the command of a C or C++ compiler, or unset it",
+        ) from error
     if done.returncode != 0:
         raise BuildError(
             f"{shlex.join(command)}\nfailed with exit code {done.returncode}:\n{done.stderr}"

@@ -85,7 +85,8 @@ def read_model(model: Model) -> onnx.ModelProto:
             content = path.read_bytes()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ModelError(f"{path}: cannot be read: {reason}") from error
+            hint = "a bundle is loaded with relu_ops.load" if _is_bundle(path) else None
+            raise ModelError(f"{path}: cannot be read: {reason}", hint) from error
         proto, folder = _parse(content, str(path)), path.resolve().parent
     else:
         raise ArgumentTypeError(
@@ -94,6 +95,13 @@ def read_model(model: Model) -> onnx.ModelProto:
     _check_texts(proto)
     _load_external_data(proto, folder)
     return proto
+
+
+def _is_bundle(path: Path) -> bool:
+    try:
+        return (path / "manifest.json").is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _parse(content: bytes, name: str) -> onnx.ModelProto:

@@ -26,11 +26,14 @@ def c_compiler() -> list[str]:
     """The command of the C compiler: $CXX, $CC, or the first of the usual names on PATH.
 
     Raises:
-        BuildError: There is none.
+        BuildError: There is none, or a variable is no command.
     """
     for variable in ("CXX", "CC"):
-        if os.environ.get(variable):
-            return shlex.split(os.environ[variable])
+        if text := os.environ.get(variable, "").strip():
+            try:
+                return shlex.split(text)
+            except ValueError as error:  # a quotation without an end
+                raise BuildError(f"{variable} must be a command (not {text!r}: {error})") from error
     for name in _COMPILERS:
         if path := shutil.which(name):
             return [path]

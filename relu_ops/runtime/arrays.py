@@ -8,6 +8,7 @@ passes it by address. Nothing of the caller's is written but `out`.
 from __future__ import annotations
 
 import sys
+from array import array as python_array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,6 +31,15 @@ def is_torch(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def has_dtype(x: Any) -> bool:
+    """True for what is no array of a known kind and has a dtype all the same, as a Series has one.
+
+    Such numbers are not converted, other than those of a list, whose type is nobody's choice.
+    """
+    protocols = ("__array__", "__array_interface__", "__array_struct__")
+    return isinstance(x, memoryview | python_array) or any(hasattr(x, name) for name in protocols)
+
+
 # ---------------------------------------------------------------------------------------------
 # Inputs
 
@@ -37,8 +47,8 @@ def is_torch(x: Any) -> bool:
 def as_numpy(x: Any, spec: Tensor, operator: str) -> np.ndarray:
     """View or convert an argument as a NumPy array of the input's dtype, in native byte order.
 
-    Arrays must have the dtype; Python numbers and sequences are converted to it as long as their
-    kind allows (an int may become a float, never the other way).
+    Arrays, and what knows how to become one, must have the dtype; Python numbers and sequences are
+    converted to it as long as their kind allows (an int may become a float, never the other way).
 
     Raises:
         ArgumentTypeError: It is no array, or of another dtype.
@@ -51,6 +61,8 @@ def as_numpy(x: Any, spec: Tensor, operator: str) -> np.ndarray:
         array = _from_torch(x, what)
     elif hasattr(x, "__dlpack__"):
         array = _from_dlpack(x, what)
+    elif has_dtype(x):
+        array = made_array(x, what)
     else:
         array = _from_python(x, spec, what)
     native = array.dtype.newbyteorder("=")
@@ -90,6 +102,15 @@ def _from_dlpack(x: Any, what: str) -> np.ndarray:
         return np.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError, ValueError):
         pass
+    return made_array(x, what)
+
+
+def made_array(x: Any, what: str) -> np.ndarray:
+    """What NumPy makes of an object that knows how to become an array.
+
+    Raises:
+        ArgumentTypeError: It does not become one.
+    """
     try:
         return np.asarray(x)
     except Exception as error:  # another library's: a JAX value while it is traced, for example
@@ -125,8 +146,8 @@ def is_view_of(view: np.ndarray, given: Any, spec: Tensor) -> bool:
 
     Numbers and sequences have no memory to be apart from.
     """
-    has_memory = isinstance(given, np.ndarray) or is_torch(given) or hasattr(given, "__dlpack__")
-    if not has_memory or view.size == 0:
+    has_memory = is_torch(given) or hasattr(given, "__dlpack__") or has_dtype(given)
+    if isinstance(given, np.generic) or not has_memory or view.size == 0:
         return True
     return np.may_share_memory(as_numpy(given, spec, ""), view)
 

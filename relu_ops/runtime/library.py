@@ -112,6 +112,7 @@ def open_library(content: bytes, name: str = "the library", kind: str = "cpu") -
 
     Raises:
         BundleError: It is not an operator's library, or cannot be loaded.
+        ArgumentError: RELU_OPS_NUM_THREADS is no number of threads.
     """
     digest = digest_of(content)
     opened = _opened.get(digest)
@@ -120,9 +121,10 @@ def open_library(content: bytes, name: str = "the library", kind: str = "cpu") -
     elf.check(content, name, kind)
     with _lock:
         if digest not in _opened:
+            settings = threads.settings()  # a wrong variable is no fault of the library
             opened = _open(content, name)
             try:
-                _configure(opened, threads.settings())
+                _configure(opened, settings)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise BundleError(f"{name}: does not take its settings: {error}") from error
             _opened[digest] = opened
