@@ -186,6 +186,29 @@ print(count() - before)
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
+def test_who_reads_the_output_between_calls_keeps_it_in_his_cache() -> None:
+    """Calls of some KiB share their work if one follows the other at once, and else do not."""
+    code = """
+import os, time, numpy as np, relu_ops
+relu_ops.set_num_threads(2)
+op = relu_ops.compile(relu_ops.graphs.relu())
+x = np.ones(1 << 16, np.float32)
+call = op.bind(x, out=np.empty_like(x))
+count = lambda: len(os.listdir("/proc/self/task"))
+before, started = count(), []
+for pause in (1e-4, 0.0):
+    for _ in range(200):
+        call()
+        end = time.perf_counter() + pause
+        while time.perf_counter() < end:
+            pass
+    started.append(count() - before)
+print(started)
+"""
+    done = children.run(code)
+    assert (done.stdout, done.stderr) == ("[0, 1]\n", "")
+
+
 @pytest.mark.parametrize("first", ["tvm", "relu_ops"])
 def test_tvm_in_the_same_process(first: str) -> None:
     use = "import numpy as np, relu_ops; x = np.ones(1 << 20, np.float32); relu_ops.relu(x)"

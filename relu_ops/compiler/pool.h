@@ -5,7 +5,8 @@
  * does not bring. Here the caller computes chunks itself until none is left and waits only for
  * those that a worker has begun, so that a busy machine costs nothing; a pool in use by another
  * thread is not waited for; a forked child starts its own workers; idle workers spin for
- * SPIN_ROUNDS and then sleep.
+ * SPIN_ROUNDS and then sleep; and a job is not shared if whoever reads its output next would pay more
+ * for that than it gains.
  */
 #ifndef RELU_OPS_POOL_H_
 #define RELU_OPS_POOL_H_
