@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from relu_ops._version import __version__
-from relu_ops.errors import ArgumentError, ReluOpsError
+from relu_ops.errors import ArgumentError, ReluOpsError, counted
 from relu_ops.semantics import DTYPES
 
 FINE, CHECK_FAILED, UNUSABLE = 0, 1, 2
@@ -156,7 +156,8 @@ def _run(options: argparse.Namespace) -> int:
         return FINE
     if len(options.output) != len(results):
         raise ArgumentError(
-            f"{operator.name} has {len(results)} outputs; --output names {len(options.output)}"
+            f"{operator.name} has {counted(len(results), 'output')}; "
+            f"--output names {len(options.output)}"
         )
     for path, array in zip(options.output, results, strict=True):
         _write_array(path, array)

@@ -85,6 +85,15 @@ def choice(
     raise error(f"{what} must be one of {', '.join(allowed)} (not {value!r})")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, in words.
+
+    >>> counted(1, "input"), counted(2, "input")
+    ('1 input', '2 inputs')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def require(module: str, extra: str, purpose: str) -> None:
     """Raise `MissingDependencyError` unless `module` can be imported.
 

@@ -225,7 +225,7 @@ def choose_on_gpu(
         "\n".join([f"no variant can run on cuda:{number}:", *lines]),
         "build one with relu_ops.build(model, targets=['cuda'], path=...)"
         if not any(parse(name).kind == "cuda" for name in libraries)
-        else "load it with device='cpu', where the bundle has a variant for the CPU",
+        else "run it on the CPU: device='cpu', or a target of x86-64",
     )
 
 

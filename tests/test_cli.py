@@ -398,8 +398,8 @@ def test_run_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.npy"
     float32 = saved(tmp_path / "y.npy", np.ones(2, np.float32))
     exact = {
-        (): "leaky_relu takes 1 inputs (x), not 0",
-        (float32, float32): "leaky_relu takes 1 inputs (x), not 2",
+        (): "leaky_relu takes 1 input (x), not 0",
+        (float32, float32): "leaky_relu takes 1 input (x), not 2",
         (x,): "leaky_relu: x.dtype must be float32 (not float64)\n"
         "hint: convert it first, for example with x.astype('float32')",
         (missing,): f"{missing}: cannot be read: No such file or directory",

@@ -610,7 +610,7 @@ REFUSED: tuple[tuple[Any, Any, type[Exception], str], ...] = (
     (([1.0],), None, ArgumentTypeError, r"\(not list\)\nhint: hand it over by DLPack"),
     ((Array(F32, None),), None, ArgumentError, "CPU's memory; this operator runs on cuda:0"),
     ((Array(np.ones(4)),), None, ArgumentTypeError, r"x.dtype must be float32 \(not float64\)"),
-    ((Array(F32), Array(F32)), None, ArgumentTypeError, r"takes 1 inputs \(x\), not 2"),
+    ((Array(F32), Array(F32)), None, ArgumentTypeError, r"takes 1 input \(x\), not 2"),
     ((Array(F32),), F32, ArgumentTypeError, "y must be a torch"),
     ((Array(F32),), Array(F32[:3]), ArgumentError, r"y.shape must be \(4,\) \(not \(3,\)\)"),
     ((Array(F32),), Array(F32, frozen=True), ArgumentError, "out for y is frozen"),

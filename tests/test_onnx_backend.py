@@ -231,7 +231,7 @@ def test_clip_before_opset_11_clips_infinities_to_the_extremes_of_float32() -> N
 
 def test_run_node_refuses() -> None:
     node = helper.make_node("Relu", ["x"], ["y"])
-    with pytest.raises(ArgumentTypeError, match=r"Relu takes 1 inputs \(x\), not 2"):
+    with pytest.raises(ArgumentTypeError, match=r"Relu takes 1 input \(x\), not 2"):
         onnx_backend.run_node(node, [np.zeros(1, np.float32)] * 2)
     with pytest.raises(UnsupportedError, match=r"operator Exp of domain ai\.onnx"):
         onnx_backend.run_node(helper.make_node("Exp", ["x"], ["y"]), [np.zeros(1, np.float32)])

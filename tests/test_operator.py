@@ -617,8 +617,8 @@ CONVERT = "\nhint: convert it first, for example with x.astype('float32')"
 @pytest.mark.parametrize(
     ("arguments", "out", "kind", "message"),
     [
-        ([], None, ArgumentTypeError, "relu takes 1 inputs (x), not 0"),
-        ([ONES, ONES], None, ArgumentTypeError, "relu takes 1 inputs (x), not 2"),
+        ([], None, ArgumentTypeError, "relu takes 1 input (x), not 0"),
+        ([ONES, ONES], None, ArgumentTypeError, "relu takes 1 input (x), not 2"),
         (
             [np.ones(2)],
             None,
@@ -677,7 +677,7 @@ CONVERT = "\nhint: convert it first, for example with x.astype('float32')"
             [ONES],
             [1.0, 2.0],
             ArgumentTypeError,
-            "relu: out must be a tuple of 1 arrays (y)",
+            "relu: out must be an array, or a tuple of one (y)",
         ),
     ],
 )
@@ -756,6 +756,14 @@ def test_a_bound_call_reads_and_writes_where_the_arrays_are(relu: Operator) -> N
     assert out.tolist() == [3, 0]
     assert call.inputs == (x,) and call.inputs[0] is x
     assert call.out is out
+
+
+def test_a_bound_call_belongs_to_its_arrays(relu: Operator) -> None:
+    call = relu.bind(floats(-1, 2))
+    assert repr(call) == "<relu_ops.BoundCall of relu>"
+    for moved in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(ArgumentTypeError, match=r"relu: a bound call belongs to its arrays"):
+            moved(call)
 
 
 def test_a_bound_call_makes_its_output(three: Operator) -> None:

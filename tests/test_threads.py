@@ -242,6 +242,11 @@ def test_a_wrong_number_of_threads_is_refused() -> None:
         relu_ops.set_num_threads(0)
     with pytest.raises(ArgumentTypeError, match=r"^count must be an int or None \(not str\)$"):
         relu_ops.set_num_threads("2")  # type: ignore[arg-type]
+    for count in (True, 2.0, np.ones(2, np.int64)):
+        with pytest.raises(ArgumentTypeError, match=r"^count must be an int or None"):
+            relu_ops.set_num_threads(count)  # type: ignore[arg-type]
+    with threads.num_threads(np.int64(2)):  # type: ignore[arg-type]
+        assert relu_ops.get_num_threads() == 2
 
 
 def test_interruption_leaves_the_pool_usable() -> None:

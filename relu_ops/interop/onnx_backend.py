@@ -23,7 +23,7 @@ from onnx.backend.base import Backend, BackendRep
 
 from relu_ops import jit, targets
 from relu_ops.compiler import frontend
-from relu_ops.errors import ArgumentError, ArgumentTypeError, ModelError, TargetError
+from relu_ops.errors import ArgumentError, ArgumentTypeError, ModelError, TargetError, counted
 from relu_ops.runtime.operator import Operator
 
 __all__ = [
@@ -166,7 +166,8 @@ def _model_of_node(
     names = list(dict.fromkeys(name for name in node.input if name))
     if len(names) != len(arrays):
         raise ArgumentTypeError(
-            f"{node.op_type} takes {len(names)} inputs ({', '.join(names)}), not {len(arrays)}"
+            f"{node.op_type} takes {counted(len(names), 'input')} ({', '.join(names)}), "
+            f"not {len(arrays)}"
         )
     inputs = [
         helper.make_tensor_value_info(name, _element_type(name, array.dtype), array.shape)

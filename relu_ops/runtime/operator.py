@@ -10,7 +10,7 @@ import numpy as np
 
 from relu_ops import bundle as bundles
 from relu_ops.bundle import Bundle, Tensor, Term
-from relu_ops.errors import ArgumentError, ArgumentTypeError
+from relu_ops.errors import ArgumentError, ArgumentTypeError, counted
 from relu_ops.runtime import arrays, memory
 from relu_ops.runtime.library import Library, open_library
 from relu_ops.runtime.threads import check_count
@@ -24,14 +24,25 @@ class BoundCall(functools.partial[None]):
     """A call with its arrays converted once: calling it computes into the same outputs again.
 
     Attributes:
+        name: The name of the operator.
         inputs: The input arrays, as they were passed.
         out: The output, or a tuple of outputs.
         views: What the call reads and writes, kept alive.
     """
 
+    name: str
     inputs: tuple[Any, ...]
     out: Any
     views: tuple[np.ndarray, ...]
+
+    def __repr__(self) -> str:
+        return f"<relu_ops.BoundCall of {self.name}>"
+
+    def __reduce__(self) -> Any:
+        raise ArgumentTypeError(
+            f"{self.name}: a bound call belongs to its arrays, and cannot be pickled or copied",
+            "pickle the operator and bind it again",
+        )
 
 
 class Operator:
@@ -39,7 +50,8 @@ class Operator:
 
     Call it with arrays: `y = op(x)`, `op(x, out=y)`, in place `op(x, out=x)`; with several outputs
     `out` is a sequence and so is the result. NumPy in, NumPy out; torch in, torch out; anything
-    else that speaks DLPack on the CPU is taken, and gives NumPy arrays.
+    else that speaks DLPack on the CPU is taken, and gives NumPy arrays. Of a masked array the data
+    are computed on, without the mask.
 
     Attributes:
         name: The name of the operator.
@@ -151,7 +163,8 @@ class Operator:
         described = (description.ctypes.data, *_thread_count(threads))
         # What the one refuses without a word, the other refuses with one.
         call = BoundCall(self._library.bound(*described) or self._library.bind_views(*described))
-        call.inputs, call.out, call.views = inputs, returned, (*views, *results)
+        call.name, call.inputs = self.name, inputs
+        call.out, call.views = returned, (*views, *results)
         return call
 
     def _careful_call(self, inputs: Sequence[Any], out: Any, threads: int | None) -> Any:
@@ -193,7 +206,7 @@ class Operator:
         if len(inputs) != len(self.inputs):
             names = ", ".join(tensor.name for tensor in self.inputs)
             raise ArgumentTypeError(
-                f"{self.name} takes {len(self.inputs)} inputs ({names}), not {len(inputs)}"
+                f"{self.name} takes {counted(self._count, 'input')} ({names}), not {len(inputs)}"
             )
 
     def _outs(self, out: Any) -> Sequence[Any]:
@@ -203,9 +216,9 @@ class Operator:
             return [out]
         if not isinstance(out, tuple | list) or len(out) != len(self.outputs):
             names = ", ".join(tensor.name for tensor in self.outputs)
-            raise ArgumentTypeError(
-                f"{self.name}: out must be a tuple of {len(self.outputs)} arrays ({names})"
-            )
+            several = f"a tuple of {len(self.outputs)} arrays"
+            wanted = "an array, or a tuple of one" if self._single else several
+            raise ArgumentTypeError(f"{self.name}: out must be {wanted} ({names})")
         return out
 
     def _check_outs_apart(self, results: Sequence[np.ndarray]) -> None:

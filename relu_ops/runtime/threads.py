@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import os
 import re
 from collections.abc import Iterator
@@ -132,11 +133,15 @@ def check_count(what: str, count: int) -> int:
         ArgumentTypeError: It is not an integer.
         ArgumentError: It is out of range.
     """
-    if not isinstance(count, int) or isinstance(count, bool):
+    try:
+        number = operator.index(count)
+    except TypeError:
+        number = None
+    if number is None or isinstance(count, bool):
         raise ArgumentTypeError(f"{what} must be an int or None (not {type(count).__name__})")
-    if not 1 <= count <= _MOST_THREADS:
-        raise ArgumentError(f"{what} must be 1 to {_MOST_THREADS} (not {count})")
-    return count
+    if not 1 <= number <= _MOST_THREADS:
+        raise ArgumentError(f"{what} must be 1 to {_MOST_THREADS} (not {number})")
+    return number
 
 
 def set_num_threads(count: int | None) -> None:
