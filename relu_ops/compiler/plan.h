@@ -30,7 +30,7 @@ typedef struct Plan {
   struct Plan* next;           /* another one to run, or NULL */
   int64_t bytes;               /* that it moves: each operand once, a repeated one not at all */
   int32_t threads;             /* at most; 0: as the process is configured */
-  int32_t keeps_gil;           /* whether a bound call does: see runtime/operator.py */
+  int32_t keeps_gil;           /* whether a call does: see runtime/library.py */
   int32_t device;              /* the number of the device whose memory this is */
 } Plan;
 
