@@ -17,7 +17,7 @@ import numpy as np
 
 from relu_ops import graphs, jit, targets
 from relu_ops.runtime import library, threads, tuning
-from relu_ops.runtime.operator import Operator
+from relu_ops.runtime.operator import BoundCall, Operator
 from relu_ops.runtime.threads import Settings
 
 GAIN = 0.03
@@ -97,7 +97,7 @@ def _wins(operator: Operator, name: str, size: int, count: int) -> bool:
     return statistics.median(seconds[way]) < statistics.median(seconds[plain]) * (1 - GAIN)
 
 
-def _busy(call: Callable[[], Any]) -> float:
+def _busy(call: BoundCall) -> float:
     """Seconds of a call among many."""
     call()
     start, repeats = time.perf_counter(), 0
@@ -108,11 +108,15 @@ def _busy(call: Callable[[], Any]) -> float:
     return (now - start) / repeats
 
 
-def _lone(call: Callable[[], Any]) -> float:
-    """Seconds of a call after a while in which every worker fell asleep."""
+def _lone(call: BoundCall) -> float:
+    """Seconds of a call after a while in which every worker fell asleep, and of a next step.
+
+    That reads the output on one thread, and pays for what another core has in its cache.
+    """
     idle = time.perf_counter() + _IDLE_SECONDS
     while time.perf_counter() < idle:
         pass
     start = time.perf_counter()
     call()
+    call.out.max()
     return time.perf_counter() - start
