@@ -140,8 +140,10 @@ _NUMBERS = (int, float, np.number)
 
 def _dtype_of(x: Any, graph: str) -> Any:
     """The dtype of an array, as its library has it; what Python's numbers become otherwise."""
-    if isinstance(x, _ARRAYS) or arrays.is_torch(x) or hasattr(x, "__dlpack__"):
+    if isinstance(x, _ARRAYS) or arrays.is_torch(x):
         return x.dtype
+    if hasattr(x, "__dlpack__"):
+        return x.dtype if hasattr(x, "dtype") else arrays.from_dlpack(x, f"{graph}: x").dtype
     return arrays.made_array(x, f"{graph}: x").dtype if arrays.has_dtype(x) else "float32"
 
 

@@ -107,6 +107,29 @@ def test_64_threads_of_10_000_calls(bundle: Path, parallel_bytes: int) -> None:
     assert_fine(run_script(_THREADS, bundle, 64, 10_000, parallel_bytes, seconds=600), "64\n")
 
 
+def test_a_bound_call_under_way_outlives_what_was_bound(slow: Path) -> None:
+    """Another thread may change a partial while it is called: that call still ends well."""
+    code = """
+import sys, threading, time, weakref
+import numpy as np, relu_ops
+op = relu_ops.load(sys.argv[1])
+x, d = np.full(200_000, 3.0), np.full(200_000, 1.0)
+alive, out = weakref.ref(x), np.zeros_like(x)
+call = op.bind(x, d, out=out)
+del x, d
+caller = threading.Thread(target=call)
+caller.start()
+while not out[0]:
+    time.sleep(0.001)
+call.inputs = call.views = None
+call.__setstate__((int, (), {}, {}))
+print(alive() is not None or not caller.is_alive())
+caller.join()
+print((out == 3).all(), alive() is None)
+"""
+    assert_fine(run_script(code, slow), "True\nTrue True\n")
+
+
 # ---------------------------------------------------------------- forks
 
 

@@ -34,6 +34,27 @@ def test_integers_are_no_input_of_leaky_relu() -> None:
         relu_ops.leaky_relu(np.array([-1, 2]))
 
 
+class Exporter:
+    """What speaks DLPack and nothing else, as nanobind's arrays do."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: object) -> object:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8"])
+def test_dlpack_alone_is_enough(dtype: str) -> None:
+    made = relu_ops.relu(Exporter(np.array([-1, 2], dtype)))
+    assert made.dtype == dtype and made.tolist() == [0, 2]
+    with pytest.raises(ArgumentTypeError, match=r"relu: x\.dtype must be .* \(not uint8\)"):
+        relu_ops.relu(Exporter(np.ones(2, np.uint8)))
+
+
 class Series:
     """An object of another library that knows how to become an array."""
 

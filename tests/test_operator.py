@@ -786,6 +786,21 @@ def test_a_bound_call_keeps_its_arrays_alive(relu: Operator) -> None:
     assert alive() is None
 
 
+def test_what_a_bound_call_calls_keeps_its_arrays_alive(relu: Operator) -> None:
+    """`func`, which every partial has, may outlive it."""
+    for size in (10, 100_000):
+        x = np.arange(size, dtype=np.float32)
+        alive = weakref.ref(x)
+        function = relu.bind(x, out=np.empty_like(x), threads=1).func
+        del x
+        gc.collect()
+        assert alive() is not None
+        function()
+        del function
+        gc.collect()
+        assert alive() is None
+
+
 @pytest.mark.parametrize(
     "layout", ["every second", "backwards", "Fortran order", "read-only", "matrix", "subclass"]
 )

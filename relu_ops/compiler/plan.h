@@ -32,6 +32,7 @@ typedef struct Plan {
   int32_t threads;             /* at most; 0: as the process is configured */
   int32_t keeps_gil;           /* whether a call does: see runtime/library.py */
   int32_t device;              /* the number of the device whose memory this is */
+  void* arrays;                /* what keeps that memory, or NULL: python.c's alone */
 } Plan;
 
 static inline size_t plan_size(void) {
@@ -49,6 +50,7 @@ static inline Plan* plan_at(void* block) {
   plan->threads = 0;
   plan->keeps_gil = 0;
   plan->device = 0;
+  plan->arrays = NULL;
   return plan;
 }
 

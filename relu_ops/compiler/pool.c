@@ -96,17 +96,21 @@ static void work(Pool* pool, unsigned generation, int self) {
   }
 }
 
-/* The number of the processor that this thread runs on, as Linux keeps it for rdtscp. */
+#define MAX_PROCESSORS 4096
+
+/* The number of the processor that this thread runs on. The system is asked: rdtscp is no part of any
+ * x86-64 level, and a virtual machine without it ends whoever tries. */
 static unsigned current_cpu(void) {
   unsigned number;
-  __rdtscp(&number);
-  return number & 0xFFFu;
+  if (syscall(SYS_getcpu, &number, NULL, NULL)) return MAX_PROCESSORS;
+  return number;
 }
 
 /* Let a thread (0: this one) use a processor or not, and its others as before. -1: it is so already,
  * or cannot be. */
 static int set_allowed(int thread, unsigned cpu, int allowed) {
-  unsigned long set[4096 / (8 * sizeof(long))] = {0}, bits = 8 * sizeof(long);
+  unsigned long set[MAX_PROCESSORS / (8 * sizeof(long))] = {0}, bits = 8 * sizeof(long);
+  if (cpu >= MAX_PROCESSORS) return -1;
   long size = syscall(SYS_sched_getaffinity, thread, sizeof(set), set);
   int is_allowed = (set[cpu / bits] >> cpu % bits & 1ul) != 0;
   if (size <= 0 || is_allowed == allowed) return -1;

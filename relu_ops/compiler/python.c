@@ -114,12 +114,19 @@ static void* reference_to(void* object) {
   return object;
 }
 
-static void run_with_gil(const Plan* plan) {
-  void* thread = plan->keeps_gil ? NULL : python.release_gil();
+/* Run a plan, which lives as long as its owner: who calls this may have a mere loan of it, that another
+ * thread may end as soon as the GIL is free. */
+static void run_with_gil(const Plan* plan, void* owner) {
+  if (plan->keeps_gil) {
+    relu_ops_run(plan);
+    return;
+  }
+  python.refer_to(owner);
+  void* thread = python.release_gil();
   relu_ops_run(plan);
-  if (!thread) return;
   relu_ops_leave(0);
   python.take_gil(thread);
+  python.let_go(owner);
 }
 
 /* Compute from a tuple of NumPy arrays into an array; a third argument is the number of threads that
@@ -134,22 +141,27 @@ EXPORT void* relu_ops_compute(void* self, void* const* arguments, int64_t count)
       relu_ops_prepare(plan, views, views + OP.input_count))
     return reference_to(python.none);
   if (count > 2) plan->threads = (int32_t)python.as_long(arguments[2]);
-  run_with_gil(plan);
+  run_with_gil(plan, arguments[0]);
   return reference_to(arguments[1]);
 }
 
 static const char PLAN[] = "relu_ops.plan";
 
-static void free_plan(void* capsule) { free(python.content_of(capsule, PLAN)); }
+static void free_plan(void* capsule) {
+  Plan* plan = python.content_of(capsule, PLAN);
+  if (plan->arrays) python.let_go(plan->arrays);
+  free(plan);
+}
 
 static void* run_plan(void* capsule, void* unused) {
   (void)unused;
-  run_with_gil(python.content_of(capsule, PLAN));
+  run_with_gil(python.content_of(capsule, PLAN), capsule);
   return reference_to(python.none);
 }
 
 /* A function without arguments that computes what a description says; a second argument is the number of
- * threads. None where the description does not fit; NULL, with an error of Python's, where memory ends. */
+ * threads or 0, a third one holds the arrays, and lives as long as the function. None where the
+ * description does not fit; NULL, with an error of Python's, where memory ends. */
 EXPORT void* relu_ops_bound(void* self, void* const* arguments, int64_t count) {
   /* PyMethodDef; 4 is METH_NOARGS. */
   static const struct {
@@ -159,7 +171,7 @@ EXPORT void* relu_ops_bound(void* self, void* const* arguments, int64_t count) {
     const char* doc;
   } method = {"bound", run_plan, 4, NULL};
   (void)self;
-  if (!is_here() || count < 1 || count > 2) return reference_to(python.none);
+  if (!is_here() || count < 1 || count > 3) return reference_to(python.none);
   const int64_t* description = (const int64_t*)(intptr_t)python.as_long(arguments[0]);
   Plan* plan = relu_ops_new_plan(description, count > 1 ? python.as_long(arguments[1]) : 0);
   if (!plan) return reference_to(python.none);
@@ -168,6 +180,7 @@ EXPORT void* relu_ops_bound(void* self, void* const* arguments, int64_t count) {
     free(plan);
     return NULL;
   }
+  if (count > 2) plan->arrays = reference_to(arguments[2]);
   void* function = python.new_function(&method, capsule, NULL);
   python.let_go(capsule);
   return function;

@@ -60,7 +60,7 @@ def as_numpy(x: Any, spec: Tensor, operator: str) -> np.ndarray:
     elif is_torch(x):
         array = _from_torch(x, what)
     elif hasattr(x, "__dlpack__"):
-        array = _from_dlpack(x, what)
+        array = from_dlpack(x, what)
     elif has_dtype(x):
         array = made_array(x, what)
     else:
@@ -91,7 +91,13 @@ def _from_torch(x: Any, what: str) -> np.ndarray:
     return x.numpy()
 
 
-def _from_dlpack(x: Any, what: str) -> np.ndarray:
+def from_dlpack(x: Any, what: str) -> np.ndarray:
+    """View what speaks DLPack, which need not say its dtype in any other way.
+
+    Raises:
+        ArgumentTypeError: It does not become an array.
+        ArgumentError: It is not in the CPU's memory.
+    """
     device = getattr(x, "__dlpack_device__", lambda: (_DLPACK_CPU, 0))()
     if int(device[0]) != _DLPACK_CPU:
         raise ArgumentError(

@@ -53,8 +53,9 @@ class Library:
         end: Says that the interpreter is about to end.
         compute: Of a tuple of NumPy arrays and of one for the output (and optionally the number of
             threads). Returns the output, or None where it cannot; keeps the GIL for few elements.
-        bound: As bind_views, for the CPU alone: the function keeps the GIL for few elements. None
-            where the description does not fit.
+        bound: As bind_views, for the CPU alone: the function keeps the GIL for few elements, and a
+            third argument, which holds the arrays, for as long as it lives. None where the
+            description does not fit.
         prepare: For CUDA alone: makes a device ready; see runtime/driver.py.
     """
 

@@ -27,7 +27,7 @@ class BoundCall(functools.partial[None]):
         name: The name of the operator.
         inputs: The input arrays, as they were passed.
         out: The output, or a tuple of outputs.
-        views: What the call reads and writes, kept alive.
+        views: What the call reads and writes; its function keeps them alive by itself.
     """
 
     name: str
@@ -160,11 +160,13 @@ class Operator:
             if not arrays.is_addressable(result):
                 raise ArgumentError(f"{self.name}: out for {tensor.name} is misaligned")
         description = arrays.describe([*views, *results], self._dtypes)
-        described = (description.ctypes.data, *_thread_count(threads))
+        described = (description.ctypes.data, *(_thread_count(threads) or (0,)))
+        read_and_written = (*views, *results)
         # What the one refuses without a word, the other refuses with one.
-        call = BoundCall(self._library.bound(*described) or self._library.bind_views(*described))
+        function = self._library.bound(*described, read_and_written)
+        call = BoundCall(function or self._library.bind_views(*described))
         call.name, call.inputs = self.name, inputs
-        call.out, call.views = returned, (*views, *results)
+        call.out, call.views = returned, read_and_written
         return call
 
     def _careful_call(self, inputs: Sequence[Any], out: Any, threads: int | None) -> Any:
