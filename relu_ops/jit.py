@@ -135,7 +135,7 @@ def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
 # What follows runs at every call: a type made of two with | takes longer than the arithmetic.
 
 _ARRAYS = (np.ndarray, np.generic)
-_NUMBERS = (int, float, np.number)
+_NUMBERS = (int, float, np.integer, np.floating)
 
 
 def _dtype_of(x: Any, graph: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,3 +132,9 @@ def test_a_model_and_a_bundle_are_told_apart(tmp_path: Path) -> None:
         f"{model}: no bundle can be read there: Not a directory\n"
         "hint: build a bundle of a model first: relu_ops.build, or relu-ops build"
     )
+
+
+@pytest.mark.parametrize("alpha", [0.5 + 1j, np.complex64(0.5 + 1j), "0.5", None], ids=repr)
+def test_a_slope_is_one_real_number(alpha: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"leaky_relu: alpha must be a number"):
+        relu_ops.leaky_relu(np.ones(2, np.float32), alpha=alpha)

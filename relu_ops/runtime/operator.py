@@ -117,7 +117,7 @@ class Operator:
         if len(inputs) != self._count or not self._shaping:
             return None
         for x in inputs:
-            if x.__class__ is not _ndarray:
+            if type(x) is not _ndarray:
                 return None
         x = inputs[self._shaping[0]]
         for k in self._others:
