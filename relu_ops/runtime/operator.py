@@ -159,21 +159,20 @@ class Operator:
         for tensor, result in zip(self.outputs, results, strict=True):
             if not arrays.is_addressable(result):
                 raise ArgumentError(f"{self.name}: out for {tensor.name} is misaligned")
-        description = arrays.describe([*views, *results], self._dtypes)
-        described = (description.ctypes.data, *(_thread_count(threads) or (0,)))
-        read_and_written = (*views, *results)
+        held = (*views, *results)
+        description = arrays.describe(held, self._dtypes)
+        described = (description.ctypes.data, _thread_count(threads))
         # What the one refuses without a word, the other refuses with one.
-        function = self._library.bound(*described, read_and_written)
-        call = BoundCall(function or self._library.bind_views(*described))
-        call.name, call.inputs = self.name, inputs
-        call.out, call.views = returned, read_and_written
+        function = self._library.bound(*described, held) or self._library.bind_views(*described)
+        call = BoundCall(function)
+        call.name, call.inputs, call.out, call.views = self.name, inputs, returned, held
         return call
 
     def _careful_call(self, inputs: Sequence[Any], out: Any, threads: int | None) -> Any:
         views, results, returned = self._adapt(inputs, out)
         targets = [r if arrays.is_addressable(r) else np.empty_like(r) for r in results]
         description = arrays.describe([*views, *targets], self._dtypes)
-        self._library.call_views(description.ctypes.data, *_thread_count(threads))
+        self._library.call_views(description.ctypes.data, _thread_count(threads))
         for result, target in zip(results, targets, strict=True):
             if target is not result:
                 np.copyto(result, target)
@@ -267,9 +266,9 @@ def _inputs_that_shape(output_terms: Sequence[Sequence[Term]]) -> list[int]:
     return [t.input for t in terms if t.input is not None]
 
 
-def _thread_count(threads: int | None) -> tuple[int, ...]:
-    """The last argument of a call in the library, or none."""
-    return () if threads is None else (check_count("threads", threads),)
+def _thread_count(threads: int | None) -> int:
+    """As a library takes it: 0 is the process's default."""
+    return 0 if threads is None else check_count("threads", threads)
 
 
 def _restored(
