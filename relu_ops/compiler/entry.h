@@ -8,7 +8,7 @@
  * with a tvm-ffi error set. */
 Plan* relu_ops_new_plan(const int64_t* description, int64_t threads);
 
-/* To be called between a run without the GIL and taking it: see there. Returns its argument. */
+/* To be called between a run without the GIL and taking it: see entry.c. Returns its argument. */
 int relu_ops_leave(int code);
 
 /* Copies what runtime/headers.py says of the interpreter. */

@@ -23,9 +23,9 @@ int relu_ops_refuse(const char* kind, const char* name, const char* reason) {
   return -1;
 }
 
-static const Seen AS_IT_IS = {0, 0, 1};
-
 /* ---- shapes ------------------------------------------------------------------------------ */
+
+static const Seen AS_IT_IS = {0, 0, 1};
 
 static int broadcast_into(Shape* to, int32_t rank, const int64_t* dims, Seen seen) {
   int32_t whole = rank + seen.trailing;

@@ -23,7 +23,7 @@ __attribute__((visibility("hidden"))) void* __dso_handle = &__dso_handle;
 
 #define MAX_WORKERS 255
 #define SPIN_ROUNDS 4000 /* about 0.1 ms of pause instructions */
-#define REGISTERED_NAME "relu_ops.pool.3"
+#define REGISTERED_NAME "relu_ops.pool.4"
 
 /* The chunks that one participant has left: generation << 32 | begin << 16 | end. */
 typedef struct {
@@ -41,7 +41,7 @@ typedef struct {
   atomic_int owned;       /* a caller has a job in the pool */
   atomic_int workers;     /* threads that were started */
   atomic_int sleepers;    /* workers in the futex */
-  atomic_ullong last_tick, last_ticks; /* when the last job ended, and how long it took */
+  atomic_ullong last_end, last_duration; /* when the last job ended, and its ticks */
   int64_t owed_bytes;      /* moved in this burst without workers that a wake would have brought */
   _Alignas(64) atomic_uint generation; /* counts jobs; what workers wait on */
   _Atomic(PoolTask) task;
@@ -264,9 +264,9 @@ static int workers_awake(Pool* pool) {
 #define BURST_BYTES_PER_TICK 96
 #define BURST_SHARE_OF_LAST 8
 static int is_burst(const Pool* pool, int64_t bytes, unsigned long long now) {
-  unsigned long long between = now - atomic_load(&pool->last_tick);
+  unsigned long long between = now - atomic_load(&pool->last_end);
   return between <= (unsigned long long)bytes / BURST_BYTES_PER_TICK ||
-         between <= atomic_load(&pool->last_ticks) / BURST_SHARE_OF_LAST;
+         between <= atomic_load(&pool->last_duration) / BURST_SHARE_OF_LAST;
 }
 
 /* Whether to wake or start workers. That costs the caller more than a short job does, so it is
@@ -329,6 +329,6 @@ void relu_ops_parallel(PoolTask task, void* argument, int64_t chunks, PoolUse us
     run_alone(task, argument, chunks);
   }
   end = __rdtsc();
-  atomic_store(&pool->last_ticks, end - start);
-  atomic_store(&pool->last_tick, end);
+  atomic_store(&pool->last_duration, end - start);
+  atomic_store(&pool->last_end, end);
 }

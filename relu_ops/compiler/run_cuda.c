@@ -392,9 +392,8 @@ void relu_ops_configure(int threads, int64_t parallel_bytes, int64_t stream_byte
 
 /* Make a device ready: its number, and where to look the driver's functions up (the addresses of
  * dlsym, and the handle of libcuda). */
-__attribute__((visibility("default"))) int __tvm_ffi_prepare(void* self,
-                                                             const TVMFFIAny* arguments,
-                                                             int32_t count, TVMFFIAny* result) {
+EXPORT int __tvm_ffi_prepare(void* self, const TVMFFIAny* arguments, int32_t count,
+                             TVMFFIAny* result) {
   (void)self;
   for (int k = 0; k < count; ++k)
     if (arguments[k].type_index != kTVMFFIInt) count = 0;
