@@ -172,7 +172,8 @@ def _thresholds(count: int) -> str:
     from relu_ops.runtime import tuning
 
     try:
-        path, there = tuning.path(), tuning.path().exists()
+        path = tuning.path()
+        there = path.exists()
     except (OSError, RuntimeError):  # no home directory
         return "default thresholds"
     if tuning.thresholds(count) is not None:

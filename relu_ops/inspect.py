@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 from relu_ops import bundle as bundles
 from relu_ops import targets
 from relu_ops.bundle import Bundle, Manifest
-from relu_ops.errors import ArgumentError, MissingDependencyError, UnsupportedError, require
+from relu_ops.errors import (
+    ArgumentError,
+    MissingDependencyError,
+    TargetError,
+    UnsupportedError,
+    require,
+)
 from relu_ops.runtime import driver
 from relu_ops.targets import Target
 
@@ -107,10 +113,11 @@ def _best_target(held: Bundle | None) -> Target:
     """What a machine would run of a bundle, or its first target where that is nothing."""
     if held is None:
         return targets.native()
-    machine = targets.this_machine()
-    every = [targets.parse(name) for name in held.manifest.targets]
-    here = [target.name for target in every if targets.why_not(target, machine) is None]
-    return targets.choose(here, machine) if here else every[0]
+    names = held.manifest.targets
+    try:
+        return targets.choose(names, targets.this_machine())
+    except TargetError:
+        return targets.parse(names[0])
 
 
 def rebuild_check(path_or_bundle: str | os.PathLike[str] | Bundle) -> dict[str, Any]:
