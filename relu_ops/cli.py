@@ -139,7 +139,9 @@ def _refuse_pairs(verb: str, options: argparse.Namespace, *pairs: tuple[str, str
     for pair in pairs:
         if all(getattr(options, name) for name in pair):
             first, second = (f"--{name.replace('_', '-')}" for name in pair)
-            raise ArgumentError(f"{verb}: {first} and {second} do not go together")
+            raise ArgumentError(
+                f"{verb}: {first} and {second} do not go together", "leave out one or the other"
+            )
 
 
 def _run(options: argparse.Namespace) -> int:

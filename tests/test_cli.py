@@ -613,9 +613,10 @@ def test_inspect(run: Run, bundles: Path, models: Path, tmp_path: Path) -> None:
         code, out, err = run("inspect", path, "--json")
         assert (code, err) == (0, "")
         assert isinstance(json.loads(out), dict)
+    either = "do not go together\nhint: leave out one or the other"
     for arguments, message in {
-        ("--source", "c", "--json"): "--source and --json do not go together",
-        ("--source", "c", "--rebuild-check"): "--source and --rebuild-check do not go together",
+        ("--source", "c", "--json"): f"--source and --json {either}",
+        ("--source", "c", "--rebuild-check"): f"--source and --rebuild-check {either}",
         ("--target", "cuda"): "--target names a target for --source, which is not given",
     }.items():
         refusal = f"relu-ops: inspect: {message}\n"

@@ -677,7 +677,7 @@ CONVERT = "\nhint: convert it first, for example with x.astype('float32')"
             [ONES],
             [1.0, 2.0],
             ArgumentTypeError,
-            "relu: out must be an array, or a tuple of one (y)",
+            "relu: out must be an array, or a tuple of one (y), not list of 2",
         ),
     ],
 )
@@ -723,9 +723,14 @@ def test_shape_that_must_fit_into_another() -> None:
 
 
 def test_outs_of_several_outputs(three: Operator) -> None:
-    tuple_needed = "three: out must be a tuple of 3 arrays (y, z, w)"
-    for out in (ONES, (ONES,), [ONES] * 4, 5):
-        refused(ArgumentTypeError, tuple_needed, lambda out=out: three(ONES, out=out))
+    tuple_needed = "three: out must be a tuple of 3 arrays (y, z, w), not "
+    for out, given in (
+        (ONES, "ndarray"),
+        ((ONES,), "tuple of 1"),
+        ([ONES] * 4, "list of 4"),
+        (5, "int"),
+    ):
+        refused(ArgumentTypeError, tuple_needed + given, lambda out=out: three(ONES, out=out))
     apart = f"three: the outputs must not overlap or interleave in memory{APART}"
     for outs in itertools.permutations([ONES.copy(), ONES, ONES]):
         refused(ArgumentError, apart, lambda outs=outs: three(ONES, out=outs))

@@ -204,7 +204,7 @@ class Operator:
         return views, results, returned[0] if self._single else returned
 
     def _check_input_count(self, inputs: Sequence[Any]) -> None:
-        if len(inputs) != len(self.inputs):
+        if len(inputs) != self._count:
             names = ", ".join(tensor.name for tensor in self.inputs)
             raise ArgumentTypeError(
                 f"{self.name} takes {counted(self._count, 'input')} ({names}), not {len(inputs)}"
@@ -219,7 +219,9 @@ class Operator:
             names = ", ".join(tensor.name for tensor in self.outputs)
             several = f"a tuple of {len(self.outputs)} arrays"
             wanted = "an array, or a tuple of one" if self._single else several
-            raise ArgumentTypeError(f"{self.name}: out must be {wanted} ({names})")
+            kind = type(out).__name__
+            given = f"{kind} of {len(out)}" if isinstance(out, tuple | list) else kind
+            raise ArgumentTypeError(f"{self.name}: out must be {wanted} ({names}), not {given}")
         return out
 
     def _check_outs_apart(self, results: Sequence[np.ndarray]) -> None:
