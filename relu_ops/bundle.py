@@ -1,216 +1,256 @@
 """The bundle: the narrow waist between building and running.
 
-A bundle is a directory with `manifest.json`, `model.onnx`, one shared library per target, and
-nothing else. It is written to a temporary sibling and renamed; it is read with every digest
-checked, into memory, before a byte of it is treated as code. Knows the file system; never
-imports a compiler.
+A bundle is a directory: `SHA256SUMS`, `manifest.json`, one `NAME.onnx` an operator, one image a
+target, and nothing else. It is written here, to a temporary sibling that is then renamed. It is
+read by the native core, into memory, with every digest checked before a byte of it is treated as
+code. Knows the file system; never imports a compiler.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import re
-import shutil
 import stat
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from relu_ops import targets
 from relu_ops.errors import ArgumentError, ArgumentTypeError, BundleError
-from relu_ops.semantics import DTYPES, SEMANTICS_VERSION
+from relu_ops.native import _python as native
 
-FORMAT_VERSION = 1
-"""Raised when a manifest, or what the runtime asks of a library, changes; see docs/bundle.md."""
+if TYPE_CHECKING:
+    from pathlib import Path
 
-Plain = dict[str, Any]
+    from relu_ops.manifest import Manifest
 
-# What makes a manifest of an older format one of the next, by the older's number. A release reads
-# every format since 1: who raises FORMAT_VERSION adds a row here, and a bundle to tests/data.
-_UPGRADES: dict[int, Callable[[Plain], Plain]] = {}
+SUMS = "SHA256SUMS"
 
-MANIFEST = "manifest.json"
-MODEL = "model.onnx"
-
-# A manifest has about 3 kB. What a hostile one of this size parses to stays below 64 MiB.
-_LARGEST_MANIFEST = 2**20
-_LARGEST_FILE = 2**31  # protobuf's limit for a model, far above any library
-_FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LARGEST_LIST = 2**22  # of 4,096 operators with long names; a manifest has 1 kB
+_LINE = re.compile(rb"[0-9a-f]{64}  ([A-Za-z0-9_][A-Za-z0-9._-]*)\n")
 _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and a flag of Linux' renameat2
-_MOST_REPLACEMENTS = 100  # of a bundle, while it is being read
-
-Dim = int | str | None
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
-    """The base of every record in a manifest: no field unknown, none of a wrong type."""
-
-
-class Tensor(Record, frozen=True):
-    """An input or output: its shape is None where the rank is open."""
-
-    name: str
-    dtype: str
-    shape: tuple[Dim, ...] | None
-
-
-class Term(Record, frozen=True):
-    """What a shape is a broadcast of: an input, or a constant shape; see `ir.Term` and `View`."""
-
-    input: int | None
-    shape: tuple[int, ...]
-    trailing: int
-    axis: int
-    block: int
-
-
-class Requirement(Record, frozen=True):
-    """The shape of `terms` must broadcast into that of `into`."""
-
-    what: str
-    terms: tuple[Term, ...]
-    into: tuple[Term, ...]
-
-
-class File(Record, frozen=True):
-    """One file of the bundle, the manifest aside.
-
-    `requires` says what a library needs beyond the target itself: the newest glibc symbol version,
-    for CUDA the SM versions it has code for.
-    """
-
-    path: str
-    role: str
-    target: str | None
-    sha256: str
-    size: int
-    requires: dict[str, Any]
-
-
-class Manifest(Record, frozen=True):
-    """What a bundle holds and what made it."""
-
-    format: int
-    semantics: int
-    operator: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    output_terms: tuple[tuple[Term, ...], ...]
-    requirements: tuple[Requirement, ...]
-    tvm_ffi_abi: str
-    producer: dict[str, str]
-    files: tuple[File, ...]
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The names of the targets that the bundle has a library for."""
-        return tuple(f.target for f in self.files if f.target is not None)
-
-    def file(self, path: str) -> File:
-        """The entry of a file."""
-        return next(f for f in self.files if f.path == path)
-
-    def library(self, target: str) -> File:
-        """The entry of a target's library."""
-        return next(f for f in self.files if f.target == target)
-
-
-class Bundle(msgspec.Struct, frozen=True):
+class Bundle:
     """A bundle that was read and checked; its files are in memory.
 
     Attributes:
-        path: Where it was read from.
-        manifest: What it says of itself.
-        encoded: The bytes of manifest.json.
-        digest: Their sha256, which covers every file by its digest.
-        contents: The bytes of every file, by name.
+        handle: The core's own object, which operators are made of.
     """
 
-    path: Path
-    manifest: Manifest
-    encoded: bytes
-    digest: str
-    contents: Mapping[str, bytes]
+    def __init__(self, path: str | os.PathLike[str], handle: native.Bundle) -> None:
+        self._path = os.fsdecode(path)
+        self.handle = handle
+
+    @property
+    def path(self) -> Path:
+        """Where it was read from."""
+        from pathlib import Path  # takes milliseconds, which whoever only runs it does not need
+
+        return Path(self._path)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of SHA256SUMS, which covers every file."""
+        return self.handle.digest
+
+    @cached_property
+    def contents(self) -> Mapping[str, bytes]:
+        """The bytes of every file, by name; SHA256SUMS is one of them."""
+        return self.handle.files
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What it says of itself.
+
+        Raises:
+            BundleError: The manifest is none, or names other files than there are.
+        """
+        from relu_ops import manifest
+
+        try:
+            found = manifest.decode(self.contents.get(manifest.FILE, b""))
+            _check_agrees("files", {SUMS, manifest.FILE, *found.files}, self.contents)
+            names = (entry.name for entry in found.operators)
+            _check_agrees("operators", names, self.handle.operators)
+            _check_agrees("targets", found.targets, self.handle.targets)
+        except BundleError as error:
+            raise BundleError(f"{self.path}: {error.message}", error.hint) from error
+        return found
+
+    def operator_name(self, name: str | None) -> str:
+        """The name of an operator, checked; that of the only one where None is given.
+
+        Raises:
+            ArgumentError: There is no such operator, or there are several; the message lists them.
+        """
+        names = self.handle.operators
+        if name is None and len(names) == 1:
+            return names[0]
+        if name is not None and name in names:
+            return name
+        listed = ", ".join(names)
+        raise ArgumentError(
+            f"{self.path}: holds {len(names)} operators; name must be one of {listed}"
+            if name is None
+            else f"{self.path}: has no operator called {name}; it has {listed}"
+        )
+
+    def model(self, name: str) -> bytes:
+        """The model of an operator, by the operator's name: an ONNX file."""
+        entry = next(entry for entry in self.manifest.operators if entry.name == name)
+        return self.contents[entry.model]
+
+    def image(self, target: str) -> bytes:
+        """The image of a target, by the target's name."""
+        entry = next(entry for entry in self.manifest.images if entry.target == target)
+        return self.contents[entry.file]
+
+    def __repr__(self) -> str:
+        return f"<relu_ops.Bundle {self.path} {self.digest[:16]}>"
+
+    def __reduce__(self) -> tuple[Callable[..., Bundle], tuple[Any, ...]]:
+        return from_contents, (str(self.path), dict(self.contents), self.digest)
+
+
+def _check_agrees(what: str, listed: Iterable[str], held: Iterable[str]) -> None:
+    """Refuse a manifest that lists other files, operators or targets than the bundle holds."""
+    if wrong := sorted(set(listed) ^ set(held)):
+        shown = ", ".join(map(repr, wrong[:3]))
+        raise BundleError(f"the manifest and the bundle have other {what}: {shown}")
 
 
 def digest_of(content: bytes) -> str:
     """The sha256 of some bytes, in hexadecimal."""
+    import hashlib
+
     return hashlib.sha256(content).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+
+
+def read(path: str | os.PathLike[str], digest: str | None = None) -> Bundle:
+    """Read a bundle and check every file against its digest.
+
+    Args:
+        path: The directory.
+        digest: The expected sha256 of its SHA256SUMS, or None to trust the one found.
+
+    Raises:
+        ArgumentTypeError: The path is no path, or the digest no text.
+        BundleError: There is no bundle, or it is not what its SHA256SUMS (or `digest`) says.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"the bundle's path must be a path (not {type(path).__name__})")
+    if not isinstance(digest, str | None):
+        raise ArgumentTypeError(f"digest must be a text (not {type(digest).__name__})")
+    return Bundle(path, native.read_bundle(os.fspath(path), digest))
+
+
+def from_contents(path: str, contents: Mapping[str, bytes], digest: str | None = None) -> Bundle:
+    """Make a bundle of files that did not come from a directory, checked as if they had.
+
+    Args:
+        path: What messages call it.
+        contents: The bytes of every file, by name; SHA256SUMS is one of them.
+        digest: As for `read`.
+
+    Raises:
+        BundleError: They are not what their SHA256SUMS (or `digest`) says.
+    """
+    return Bundle(path, native.open_files(path, contents, digest))
 
 
 # ---------------------------------------------------------------------------------------------
 # Writing
 
 
-def write(path: str | os.PathLike[str], manifest: Manifest, contents: Mapping[str, bytes]) -> str:
+def pack(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[str, bytes]:
+    """All files of a bundle.
+
+    Args:
+        manifest: The manifest.
+        contents: The bytes of the files that it names.
+
+    Returns:
+        Those, the manifest and SHA256SUMS, by name.
+    """
+    from relu_ops.manifest import FILE, encode
+
+    files = dict(sorted({**contents, FILE: encode(manifest)}.items()))
+    lines = [f"{digest_of(content)}  {name}\n" for name, content in files.items()]
+    return {SUMS: "".join(lines).encode(), **files}
+
+
+def write(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> str:
     """Write a bundle, replacing one that is there; whatever else is there is left alone.
 
     Args:
         path: The directory to make; its parents too, where they are missing.
-        manifest: The manifest; its `files` describe `contents`.
-        contents: The bytes of every file, by name.
+        files: What `pack` made.
 
     Returns:
-        The digest of the manifest.
+        The digest of the bundle.
 
     Raises:
         ArgumentError: The path exists and is not a bundle.
         BundleError: The bundle cannot be written there.
     """
+    from pathlib import Path
+
     final = Path(os.path.abspath(path))
     if os.path.lexists(final) and not is_bundle(final):
         raise ArgumentError(
             f"{final}: exists and is not a bundle, so it is not replaced", "choose another path"
         )
-    encoded = encode(manifest)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with _temporary_sibling(final) as temporary:
-            for name, content in {**contents, MANIFEST: encoded}.items():
+            for name, content in files.items():
                 _write_synced(temporary / name, content)
             _sync_directory(temporary)
             _put_in_place(temporary, final)
         _sync_directory(final.parent)
     except OSError as error:
         raise BundleError(f"{final}: cannot be written: {error.strerror or error}") from error
-    return digest_of(encoded)
+    return digest_of(files[SUMS])
 
 
 def is_bundle(path: Path) -> bool:
-    """True for a directory with a bundle's manifest and nothing that this does not list.
+    """True for a directory with a bundle's lists of files and nothing that these do not list.
 
     The files themselves may be missing or damaged: only what could be somebody's other work counts.
     """
-    try:
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
+    from relu_ops.manifest import FILE, decode
+
+    if path.is_symlink():
         return False
     try:
-        manifest = decode(_read_file(directory, MANIFEST, _LARGEST_MANIFEST))
-        _check_nothing_else(directory, manifest)
+        sums = _read_list(path / SUMS)
+        decode(_read_list(path / FILE))
+        listed = {SUMS, *map(os.fsdecode, _LINE.findall(sums))}
+        return set(os.listdir(path)) <= listed
     except (BundleError, OSError):
         return False
-    finally:
-        os.close(directory)
-    return True
 
 
-def encode(manifest: Manifest) -> bytes:
-    """A manifest as it is written: the same bytes for the same content."""
-    plain = msgspec.to_builtins(manifest)
-    return (json.dumps(plain, indent=1, ensure_ascii=True, sort_keys=True) + "\n").encode()
+def _read_list(path: Path) -> bytes:
+    """Read a small regular file: nothing blocks, and no device is read."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise BundleError(f"{path}: is no regular file")
+        return file.read(_LARGEST_LIST)
 
 
 @contextlib.contextmanager
 def _temporary_sibling(final: Path) -> Iterator[Path]:
+    import shutil
+    import tempfile
+    from pathlib import Path
+
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     try:
         temporary.chmod(0o755)
@@ -225,6 +265,8 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     Where the system cannot exchange two names in one step (a file system over the network, a
     kernel before 3.15), there is an instant between two renames in which a reader finds none.
     """
+    import shutil
+
     if os.path.lexists(final) and _exchange(temporary, final):
         return
     aside = temporary.with_name(temporary.name + ".old")
@@ -267,254 +309,8 @@ def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # CIFS, sshfs and vboxsf sync no directories
+            raise
     finally:
         os.close(descriptor)
-
-
-# ---------------------------------------------------------------------------------------------
-# Reading
-
-
-def read(path: str | os.PathLike[str], digest: str | None = None) -> Bundle:
-    """Read a bundle and check every file against its digest.
-
-    Args:
-        path: The directory.
-        digest: The expected sha256 of its manifest, or None to trust the manifest found.
-
-    Raises:
-        ArgumentTypeError: The path is no path, or the digest no text.
-        BundleError: There is no bundle, or it is not what its manifest (or `digest`) says.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise ArgumentTypeError(f"the bundle's path must be a path (not {type(path).__name__})")
-    if not isinstance(digest, str | None):
-        raise ArgumentTypeError(f"digest must be a text (not {type(digest).__name__})")
-    for _ in range(_MOST_REPLACEMENTS):
-        directory = _open_directory(path)
-        try:
-            return _read_from(directory, os.fsdecode(path), digest)
-        except BundleError:
-            # The files of a bundle that was replaced meanwhile may be gone: read the new one.
-            if not _is_replaced(directory, path):
-                raise
-        finally:
-            os.close(directory)
-    raise BundleError(f"{os.fsdecode(path)}: is being replaced all the time")
-
-
-def _open_directory(path: str | os.PathLike[str]) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        shown = os.fsdecode(path)
-        hint = "build a bundle of a model first: relu_ops.build, or relu-ops build"
-        raise BundleError(
-            f"{shown}: no bundle can be read there: {reason}",
-            hint if shown.endswith(".onnx") else None,
-        ) from error
-
-
-def _is_replaced(directory: int, path: str | os.PathLike[str]) -> bool:
-    try:
-        now = os.stat(path)
-    except OSError:
-        return False
-    return not os.path.samestat(os.fstat(directory), now)
-
-
-def _read_from(directory: int, shown: str, digest: str | None) -> Bundle:
-    try:
-        encoded = _read_file(directory, MANIFEST, _LARGEST_MANIFEST)
-        found = digest_of(encoded)
-        if digest is not None and digest.lower() != found:
-            raise BundleError(f"{MANIFEST} has the digest {found}; it must have {digest}")
-        manifest = decode(encoded)
-        contents = {entry.path: _read_entry(directory, entry) for entry in manifest.files}
-        _check_nothing_else(directory, manifest)
-    except BundleError as error:
-        raise BundleError(f"{shown}: {error.message}", error.hint) from error
-    except OSError as error:
-        raise BundleError(f"{shown}: cannot be read: {error.strerror}") from error
-    return Bundle(Path(shown), manifest, encoded, found, contents)
-
-
-def _read_file(directory: int, name: str, limit: int) -> bytes:
-    """Read a regular file of a directory: no link is followed, nothing blocks."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(name, flags, dir_fd=directory)
-    except OSError as error:
-        raise BundleError(f"{name} cannot be opened: {error.strerror}") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise BundleError(f"{name} must be a regular file with one name, no link or device")
-        if status.st_size > limit:
-            raise BundleError(f"{name} has {status.st_size} bytes; it must have at most {limit}")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(limit + 1)
-    finally:
-        os.close(descriptor)
-
-
-def from_contents(path: str, encoded: bytes, contents: Mapping[str, bytes]) -> Bundle:
-    """Make a bundle of bytes that did not come from a directory, checked as if they had.
-
-    Raises:
-        BundleError: They are not what the manifest says.
-    """
-    manifest = decode(encoded)
-    if set(contents) != {entry.path for entry in manifest.files}:
-        raise BundleError(f"{path}: the files are not those that the manifest lists")
-    for entry in manifest.files:
-        _check_content(entry, contents[entry.path])
-    return Bundle(Path(path), manifest, encoded, digest_of(encoded), dict(contents))
-
-
-def _read_entry(directory: int, entry: File) -> bytes:
-    content = _read_file(directory, entry.path, entry.size)
-    _check_content(entry, content)
-    return content
-
-
-def _check_content(entry: File, content: bytes) -> None:
-    if len(content) != entry.size:
-        raise BundleError(f"{entry.path} has {len(content)} bytes; it must have {entry.size}")
-    found = digest_of(content)
-    if found != entry.sha256:
-        raise BundleError(
-            f"{entry.path} has the sha256 {found}; the manifest says {entry.sha256}",
-            "the file was damaged or replaced: copy or build the bundle again",
-        )
-
-
-def _check_nothing_else(directory: int, manifest: Manifest) -> None:
-    expected = {MANIFEST, *(entry.path for entry in manifest.files)}
-    extra = sorted(set(os.listdir(directory)) - expected)
-    if extra:
-        raise BundleError(f"holds {extra[0]!r}, which its manifest does not list")
-
-
-def decode(encoded: bytes) -> Manifest:
-    """Parse and check a manifest.
-
-    Raises:
-        BundleError: It is not a manifest of a known format.
-    """
-    try:
-        plain = json.loads(
-            encoded.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_refuse
-        )
-        # What cannot be written again: numbers beyond float64, halves of surrogate pairs.
-        json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} is not valid JSON: {_shortened(error)}") from error
-    version = plain.get("format") if isinstance(plain, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise BundleError(
-            f"{MANIFEST} has format {_shortened(version)}; this relu_ops reads up to "
-            f"{FORMAT_VERSION}",
-            "the bundle was made by a newer relu_ops: upgrade with pip install --upgrade relu_ops",
-        )
-    try:
-        manifest = msgspec.convert(_upgraded(plain), Manifest, strict=True)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} is not a manifest: {_shortened(error)}") from error
-    _check_manifest(manifest)
-    return manifest
-
-
-def _upgraded(plain: Any) -> Any:
-    """A manifest of an older format as one of this; whatever is none is left as it is."""
-    while isinstance(plain, dict) and type(version := plain.get("format")) is int:
-        if version not in _UPGRADES:
-            break
-        try:
-            plain = {**_UPGRADES[version](plain), "format": version + 1}
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"{MANIFEST} is not a manifest of format {version}: {_shortened(error)}"
-            ) from error
-    return plain
-
-
-def _shortened(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number")
-
-
-def _check_manifest(manifest: Manifest) -> None:
-    """Check what the types do not say."""
-
-    def check(holds: bool, what: str) -> None:
-        if not holds:
-            raise BundleError(f"{MANIFEST}: {what}")
-
-    check(manifest.format == FORMAT_VERSION, f"format must be {FORMAT_VERSION}")
-    check(
-        1 <= manifest.semantics <= SEMANTICS_VERSION,
-        f"semantics version {_shortened(manifest.semantics)} is not known",
-    )
-    for tensor in manifest.inputs + manifest.outputs:
-        check(tensor.dtype in DTYPES, f"dtype {_shortened(tensor.dtype)} is not known")
-    for name in _names(manifest):
-        check(name.isprintable(), f"the name {_shortened(ascii(name))} is not printable")
-    check(bool(manifest.outputs), "there must be an output")
-    check(len(manifest.output_terms) == len(manifest.outputs), "output_terms do not match outputs")
-    every_term = [t for terms in manifest.output_terms for t in terms]
-    every_term += [t for r in manifest.requirements for t in r.terms + r.into]
-    for term in every_term:
-        known = term.input is None or 0 <= term.input < len(manifest.inputs)
-        check(known and 0 <= term.trailing <= 16, "a term names no input")
-        source = term.shape if term.input is None else manifest.inputs[term.input].shape
-        rank = 0 if source is None else len(source) + term.trailing
-        repeats = 1 <= term.block < 2**31 and 0 <= term.axis < max(rank, 1)
-        check(repeats and (source is not None or term.block == 1), "a term repeats no dimension")
-        check(len(term.shape) <= 16 and all(0 <= d < 2**62 for d in term.shape), "a shape is wrong")
-    paths = [entry.path for entry in manifest.files]
-    check(len(set(paths)) == len(paths), "a file is listed twice")
-    check(MODEL in paths, f"{MODEL} is not listed")
-    for entry in manifest.files:
-        named = _FILE_NAME.fullmatch(entry.path) and entry.path != MANIFEST
-        check(bool(named), f"{_shortened(repr(entry.path))} is not a file name of a bundle")
-        check(bool(_DIGEST.fullmatch(entry.sha256)), f"the sha256 of {entry.path} is malformed")
-        check(0 <= entry.size < _LARGEST_FILE, f"the size of {entry.path} is out of range")
-        check(
-            (entry.role, entry.target is None) in (("model", True), ("library", False)),
-            f"{entry.path} must be the model or a target's library",
-        )
-        if entry.target is not None:
-            known = targets.is_known(entry.target)
-            check(known, f"target {_shortened(entry.target)} is not known")
-    check(len(set(manifest.targets)) == len(manifest.targets), "a target is listed twice")
-
-
-def _names(manifest: Manifest) -> Iterator[str]:
-    """Every text of a manifest that messages show as it is."""
-    yield manifest.operator
-    for tensor in manifest.inputs + manifest.outputs:
-        yield tensor.name
-        yield from (dim for dim in tensor.shape or () if isinstance(dim, str))
-    yield from (requirement.what for requirement in manifest.requirements)
-
-
-def printable(name: str) -> str:
-    r"""A name that a manifest may have: one with control characters is escaped.
-
-    >>> print(printable("y:0"), printable("\x1b[2J"))
-    y:0 \x1b[2J
-    """
-    return name if name.isprintable() else name.encode("unicode_escape").decode()

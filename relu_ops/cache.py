@@ -2,29 +2,23 @@
 
 Lies in the user's cache directory, or where RELU_OPS_CACHE says. Safe under concurrent processes:
 one compiles while the others wait, and a bundle appears whole or not at all. A cache that cannot
-be used is never in the way of a result.
+be used is never in the way of a result, and says so once a process, by the logger "relu_ops".
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
-import platformdirs
-
 from relu_ops import bundle as bundles
-from relu_ops.bundle import Bundle, Manifest
-from relu_ops.errors import ArgumentError, BundleError, CacheError
+from relu_ops.bundle import Bundle
+from relu_ops.errors import ArgumentError, BundleError, CacheError, ReluOpsError
 
 DIRECTORY_VARIABLE = "RELU_OPS_CACHE"
 SIZE_VARIABLE = "RELU_OPS_CACHE_SIZE"
@@ -40,7 +34,8 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{64}\..+")
 _LOCK_FILE = re.compile(r"[0-9a-f]{64}\.lock")
 
-Make = Callable[[], tuple[Manifest, Mapping[str, bytes]]]
+Make = Callable[[], Mapping[str, bytes]]
+"""Compiles a bundle: all its files."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class Entry:
     """One bundle in the cache."""
 
     path: Path
-    operator: str
+    operators: tuple[str, ...]
     targets: tuple[str, ...]
     size: int
     used: float
@@ -61,10 +56,10 @@ def directory() -> Path:
         CacheError: The user has no home directory, and no other place was named.
     """
     chosen = os.environ.get(DIRECTORY_VARIABLE)
-    if chosen:
+    if chosen and not chosen.startswith("~"):
         return Path(chosen)
     try:
-        folder = Path(platformdirs.user_cache_dir("relu_ops", appauthor=False))
+        folder = Path(chosen).expanduser() if chosen else _usual_directory()
     except RuntimeError:
         folder = Path("~")
     if not folder.is_absolute():
@@ -75,13 +70,18 @@ def directory() -> Path:
     return folder
 
 
+def _usual_directory() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("relu_ops", appauthor=False))
+
+
 def key_of(model: bytes, target: str, producer: Mapping[str, str]) -> str:
     """The key of a bundle: a digest of everything that decides its bytes."""
-    digest = hashlib.sha256()
-    for part in (model, target.encode(), json.dumps(dict(producer), sort_keys=True).encode()):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()
+    made_by = (f"{name}={version}" for name, version in sorted(producer.items()))
+    parts = (model, target.encode(), *(one.encode() for one in made_by))
+    content = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    return bundles.digest_of(content)
 
 
 def fetch(key: str, make: Make) -> Bundle:
@@ -102,17 +102,31 @@ def fetch(key: str, make: Make) -> Bundle:
         with _locked(folder / f"{key}.lock"):
             if (found := _read(path)) is not None:
                 return found
-            manifest, contents = make()
-            return _store(path, manifest, contents)
-    except CacheError:
-        manifest, contents = make()
-        return bundles.from_contents(key, bundles.encode(manifest), dict(contents))
+            return _store(path, make())
+    except CacheError as error:
+        _say_once(error)
+        return bundles.from_contents(key, make())
+
+
+_said: set[str] = set()
+
+
+def _say_once(error: ReluOpsError | OSError) -> None:
+    """Warn that every process compiles anew: nobody would know why it takes so long.
+
+    The logger has no handler: Python then writes warnings to stderr, unless the program logs.
+    """
+    import logging
+
+    if str(error) not in _said:
+        _said.add(str(error))
+        logging.getLogger("relu_ops").warning("nothing is kept in the compile cache: %s", error)
 
 
 def usable_directory() -> Path:
     """Make the cache directory, and refuse one that somebody else could write into.
 
-    Its libraries are code that this process will run.
+    Its images are code that this process will run.
     """
     folder = directory()
     try:
@@ -147,21 +161,25 @@ def _read(path: Path) -> Bundle | None:
     return found
 
 
-def _store(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+def _store(path: Path, files: Mapping[str, bytes]) -> Bundle:
     """Write a bundle; where the disk is full or read-only, the result is used all the same."""
-    made = bundles.from_contents(str(path), bundles.encode(manifest), dict(contents))
+    import shutil
+
+    made = bundles.from_contents(str(path), files)
     try:
         if path.exists():
             shutil.rmtree(path, ignore_errors=True)  # it was there and not whole
-        bundles.write(path, manifest, contents)
+        bundles.write(path, files)
         _shrink(path)
-    except (BundleError, ArgumentError, OSError):
-        pass
+    except (BundleError, ArgumentError, OSError) as error:
+        _say_once(error)
     return made
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    import filelock
+
     lock = filelock.FileLock(path, timeout=_LOCK_SECONDS, mode=0o600)
     try:
         lock.acquire()
@@ -175,21 +193,25 @@ def _locked(path: Path) -> Iterator[None]:
 
 def entries() -> list[Entry]:
     """The bundles in the cache, the most recently used first."""
+    from relu_ops import manifest as manifests
+
     found = []
     folder = directory()
     for path in folder.iterdir() if folder.is_dir() else ():
         if not _KEY.fullmatch(path.name):
             continue
         with contextlib.suppress(OSError, BundleError):
-            manifest = bundles.decode((path / bundles.MANIFEST).read_bytes())
+            manifest = manifests.decode((path / manifests.FILE).read_bytes())
+            names = tuple(entry.name for entry in manifest.operators)
             size = sum(file.stat().st_size for file in path.iterdir())
-            used = path.stat().st_mtime
-            found.append(Entry(path, manifest.operator, manifest.targets, size, used))
+            found.append(Entry(path, names, manifest.targets, size, path.stat().st_mtime))
     return sorted(found, key=lambda entry: -entry.used)
 
 
 def clear() -> int:
     """Remove what the cache wrote, and nothing else; return how many bundles there were."""
+    import shutil
+
     found = entries()
     folder = directory()
     for path in list(folder.iterdir()) if folder.is_dir() else ():
@@ -212,6 +234,8 @@ def size_limit() -> int:
 
 def _shrink(kept: Path) -> None:
     """Remove the oldest bundles until the limit holds, and what died while writing."""
+    import shutil
+
     total, limit = 0, size_limit()
     for entry in entries():
         total += entry.size

@@ -13,16 +13,19 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from relu_ops._version import __version__
 from relu_ops.errors import ArgumentError, ReluOpsError, counted
 from relu_ops.semantics import DTYPES
 
+if TYPE_CHECKING:
+    from relu_ops.runtime.operator import Operator
+
 FINE, CHECK_FAILED, UNUSABLE = 0, 1, 2
+_DESCRIPTION = "The command line: one verb a task. Data on stdout, talk on stderr."
 _BUSY = 0.05
 """Where others have more of the processors, what is measured is worth little."""
 
@@ -66,7 +69,7 @@ _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\d+\.|-inf|-nan")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="relu-ops", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="relu-ops", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"relu-ops {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (run, help_text, options) in _VERBS.items():
@@ -111,24 +114,47 @@ def _export(options: argparse.Namespace) -> int:
 def _build(options: argparse.Namespace) -> int:
     from relu_ops import compiler
 
-    digest = compiler.build(options.model, options.target or ["native"], options.output)
+    digest = compiler.build(_models(options), options.target or ["native"], options.output)
     _say(f"{options.output}: built for {', '.join(options.target or ['native'])}")
     print(digest)
     return FINE
+
+
+def _models(options: argparse.Namespace) -> str | dict[str, str]:
+    """The models to build: one file, or several with the names of their operators."""
+    names = options.name or [Path(path).stem for path in options.models]
+    if len(names) != len(options.models):
+        given = f"{counted(len(options.models), 'model')}, {counted(len(names), 'name')}"
+        raise ArgumentError(
+            f"build: --name must be given once for each model ({given})",
+            "give them in the order of the models, or none",
+        )
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ArgumentError(
+            f"build: two operators would have the name {twice!r}",
+            "give each a name of its own: --name once for each model, in their order",
+        )
+    if len(options.models) == 1 and not options.name:
+        return str(options.models[0])
+    return dict(zip(names, options.models, strict=True))
 
 
 def _inspect(options: argparse.Namespace) -> int:
     from relu_ops import inspect
 
     _refuse_pairs("inspect", options, ("source", "json"), ("source", "rebuild_check"))
-    if options.target and not options.source:
-        raise ArgumentError("inspect: --target names a target for --source, which is not given")
+    for name in ("target", "name"):
+        if getattr(options, name) and not options.source:
+            raise ArgumentError(
+                f"inspect: --{name} chooses what --source shows, and that is not given"
+            )
     if options.rebuild_check:
         report = inspect.rebuild_check(options.path)
         print(json.dumps(report, indent=1) if options.json else inspect.render_rebuild(report))
         return FINE if report["identical"] else CHECK_FAILED
     if options.source:
-        print(inspect.source(options.path, options.target, options.source))
+        print(inspect.source(options.path, options.target, options.source, options.name))
         return FINE
     description = inspect.describe(options.path)
     print(json.dumps(description, indent=1) if options.json else inspect.render(description))
@@ -147,7 +173,9 @@ def _refuse_pairs(verb: str, options: argparse.Namespace, *pairs: tuple[str, str
 def _run(options: argparse.Namespace) -> int:
     from relu_ops.runtime import dispatch
 
-    operator = dispatch.load(options.bundle, target=options.target, digest=options.digest)
+    operator = dispatch.load(
+        options.bundle, name=options.name, target=options.target, digest=options.digest
+    )
     known = zip(options.inputs, operator.inputs, strict=False)  # the operator counts them
     inputs = [_read_array(path, tensor.dtype) for path, tensor in known]
     result = operator(*inputs, *options.inputs[len(inputs) :])
@@ -193,6 +221,7 @@ def _verify(options: argparse.Namespace) -> int:
 
     report = verification.verify(
         options.path,
+        name=options.name,
         target=options.target,
         exhaustive=options.exhaustive,
         seed=options.seed,
@@ -204,6 +233,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    import msgspec
+
     from relu_ops.bench import command, plots, record, tables
 
     if options.compare:
@@ -232,7 +263,7 @@ def _tune(options: argparse.Namespace) -> int:
 
     usage = environment.Usage()
     measured = tune.tune(_progress)
-    print(msgspec.json.format(msgspec.json.encode(measured), indent=1).decode())
+    print(tuning.encode(measured))
     others = usage.share_of_others() or 0.0
     if others > _BUSY:
         _say(f"others had {others:.0%} of the processors: tune again when these are idle")
@@ -242,14 +273,20 @@ def _tune(options: argparse.Namespace) -> int:
     return FINE
 
 
-def _plot(options: argparse.Namespace) -> int:
-    from relu_ops import jit, plot
-    from relu_ops.runtime import dispatch
+def _config(options: argparse.Namespace) -> int:
+    from relu_ops import config
 
-    operators = []
-    for path in options.paths:
-        load = dispatch.load if Path(path).is_dir() else jit.compile
-        operators.append((Path(path).name.partition(".")[0], load(path)))
+    shown = [value for name, value in config.values().items() if getattr(options, name)]
+    if not shown:
+        raise ArgumentError("config: nothing was asked for", "for example --cflags --libs")
+    print(" ".join(shown))
+    return FINE
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from relu_ops import plot
+
+    operators = [pair for path in options.paths for pair in _operators_at(Path(path))]
     plot.plot(
         operators,
         options.output,
@@ -260,6 +297,25 @@ def _plot(options: argparse.Namespace) -> int:
     low, high = options.range
     _say(f"{options.output}: {', '.join(label for label, _ in operators)} from {low:g} to {high:g}")
     return FINE
+
+
+def _operators_at(path: Path) -> list[tuple[str, Operator]]:
+    """The operators of a model or a bundle, each with a label."""
+    label = path.name.partition(".")[0]
+    if not path.is_dir():
+        from relu_ops import jit
+
+        return [(label, jit.compile(path))]
+    from relu_ops import bundle
+    from relu_ops.runtime import dispatch
+
+    held = bundle.read(path)
+    names = held.handle.operators
+    labels = [label] if len(names) == 1 else names
+    return [
+        (shown, dispatch.operator_of(held, name=name))
+        for shown, name in zip(labels, names, strict=True)
+    ]
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -277,8 +333,8 @@ def _cache(options: argparse.Namespace) -> int:
         _say(f"{cache.directory()}: {cache.clear()} bundles removed")
         return FINE
     for entry in cache.entries():
-        names = ", ".join(entry.targets)
-        print(f"{entry.path.name[:16]}  {entry.size:>9,}  {names:<10}  {entry.operator}")
+        names, operators = ", ".join(entry.targets), ", ".join(entry.operators)
+        print(f"{entry.path.name[:16]}  {entry.size:>9,}  {names:<10}  {operators}")
     return FINE
 
 
@@ -294,6 +350,7 @@ _Option = tuple[tuple[str, ...], dict[str, Any]]
 
 _JSON: _Option = (("--json",), {"action": "store_true", "help": "print JSON"})
 _MANY: dict[str, Any] = {"action": "append"}
+_NAME: _Option = (("--name",), {"help": "which operator, where the bundle has several"})
 _TARGET: _Option = (("--target",), {"help": "a target by name, instead of the best that runs here"})
 
 _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option, ...]]] = {
@@ -307,9 +364,18 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
     ),
     "build": (
         _build,
-        "compile a model into a bundle; prints its digest",
+        "compile models into a bundle; prints its digest",
         (
-            (("model",), {"help": "an .onnx file"}),
+            (
+                ("models",),
+                {
+                    "nargs": "+",
+                    "metavar": "model",
+                    "help": "an .onnx file; several make a bundle "
+                    "of several operators, named as their files are",
+                },
+            ),
+            (("--name",), _MANY | {"help": "an operator's name, once for each model"}),
             (
                 ("--target",),
                 {"action": "append", "help": "may be given again; default: native"},
@@ -325,8 +391,8 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (
                 ("--source",),
                 {
-                    "choices": ["tir", "llvm", "assembly", "cuda", "ptx", "c"],
-                    "help": "show generated code, by default for the best target that runs here",
+                    "choices": ["tir", "llvm", "assembly", "cuda"],
+                    "help": "show code, by default for the best target that runs here",
                 },
             ),
             (
@@ -334,6 +400,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
                 {"action": "store_true", "help": "build it again and compare every byte"},
             ),
             (("--target",), {"help": "the target of --source, by name"}),
+            (("--name",), {"help": "the operator of --source, where a bundle has several"}),
             _JSON,
         ),
     ),
@@ -344,6 +411,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("bundle",), {"help": "the bundle's directory"}),
             (("inputs",), {"nargs": "*", "default": [], "help": "one .npy file per input"}),
             (("--output",), {"action": "append", "help": "a .npy file per output"}),
+            _NAME,
             (("--digest",), {"help": "refuse a bundle with another digest"}),
             _TARGET,
         ),
@@ -359,6 +427,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             ),
             (("--seed",), {"type": int, "default": 0, "help": "of the random draws"}),
             (("--case",), {"type": int, "help": "only the case of this number"}),
+            _NAME,
             _TARGET,
             _JSON,
         ),
@@ -418,6 +487,16 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
         _cache,
         "list or clear the compile cache",
         ((("action",), {"choices": ["list", "clear"]}),),
+    ),
+    "config": (
+        _config,
+        "print how to compile and link a C or C++ program that calls relu_ops.h",
+        (
+            (("--cflags",), {"action": "store_true", "help": "options to compile with"}),
+            (("--libs",), {"action": "store_true", "help": "options to link with"}),
+            (("--include-dir",), {"action": "store_true", "help": "the folder of the headers"}),
+            (("--library",), {"action": "store_true", "help": "the path of librelu_ops.so"}),
+        ),
     ),
 }
 """Every verb: what runs it, what it is for, and its options."""

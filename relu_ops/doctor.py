@@ -7,14 +7,11 @@ asks for their versions and leaves them alone.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,12 +42,13 @@ class Package:
 PACKAGES: tuple[Package, ...] = (
     Package("numpy", "numpy", "", "arrays"),
     Package("ml_dtypes", "ml_dtypes", "", "bfloat16"),
-    Package("apache-tvm-ffi", "tvm_ffi", "", "calling operators"),
     Package("msgspec", "msgspec", "", "reading bundles"),
     Package("filelock", "filelock", "", "the compile cache"),
     Package("platformdirs", "platformdirs", "", "the compile cache"),
     Package("onnx", "onnx", "compile", "reading and authoring models"),
     Package("apache-tvm", "tvm", "compile", "compiling operators"),
+    Package("pyelftools", "elftools", "compile", "reading what TVM makes"),
+    Package("capstone", "capstone", "inspect", "showing the machine code that ships"),
     Package("onnxruntime", "onnxruntime", "verify", "verifying against onnxruntime"),
     Package("matplotlib", "matplotlib", "plot", "plots"),
     Package("torch", "torch", "torch", "torch tensors"),
@@ -58,8 +56,13 @@ PACKAGES: tuple[Package, ...] = (
 )
 """Every package that relu_ops can use, in the order of the report."""
 
-_ABILITIES = ("run", "compile", "verify", "plot")
-"""What a machine may be able to do, in the order of the report."""
+_ABILITIES: dict[str, str | None] = {
+    "run": None,
+    "compile": "run",
+    "verify": "compile",
+    "plot": "run",
+}
+"""What an installation may be able to do, and what else that takes; in the order of the report."""
 
 Probe = Callable[[], dict[str, Any]]
 
@@ -68,20 +71,19 @@ def report() -> dict[str, Any]:
     """Look at this installation and this machine.
 
     Returns:
-        Plain data, for `json.dumps`: "relu_ops", "python", "calls", "packages", "machine",
-        "threads", "targets", "c_compiler", "cuda" and "cache" say what is there; a probe that
-        failed has "problem" and no more. "can" says for each of run, compile, verify and plot
-        None, or why not; "advice" what to do about that, one line each.
+        Plain data, for `json.dumps`: "relu_ops", "python", "native", "packages", "machine",
+        "threads", "targets", "cuda" and "cache" say what is there; a probe that failed has
+        "problem" and no more. "can" says for each of run, compile, verify and plot None, or
+        why not; "advice" what to do about that, one line each.
     """
     found: dict[str, Any] = {
         "relu_ops": _guarded(_relu_ops),
         "python": _guarded(_python),
-        "calls": _guarded(_calls),
+        "native": _guarded(_native),
         "packages": [_guarded(functools.partial(_package, row)) for row in PACKAGES],
         "machine": _guarded(_machine),
         "threads": _guarded(_threads),
         "targets": _guarded(_targets),
-        "c_compiler": _guarded(_c_compiler),
         "cuda": _guarded(_cuda),
         "cache": _guarded(_cache),
     }
@@ -119,12 +121,18 @@ def _python() -> dict[str, Any]:
     }
 
 
-def _calls() -> dict[str, Any]:
-    from relu_ops.runtime import headers
+def _native() -> dict[str, Any]:
+    """The native runtime: without it nothing runs."""
+    from relu_ops._version import __version__
+    from relu_ops.native import _python as native
 
-    readable = headers.array_type() != 0
-    how = "read where they lie" if readable else "not read where they lie: 20 us more a call"
-    return {"reads_headers": readable, "how": how, "problem": None}
+    library = Path(native.__file__).with_name("librelu_ops.so")
+    wrong = f"it is not of relu_ops {__version__}: the package was installed in part"
+    return {
+        "version": native.VERSION,
+        "path": str(library),
+        "problem": None if __version__ == native.VERSION else wrong,
+    }
 
 
 def _package(row: Package) -> dict[str, Any]:
@@ -158,7 +166,7 @@ def _threads() -> dict[str, Any]:
     from relu_ops.runtime import threads
 
     try:
-        count = threads.default_threads()
+        count = threads.default_settings().threads
         return {"count": count, "thresholds": _thresholds(count), "problem": None}
     except ArgumentError as error:  # no operator can be loaded then
         return {
@@ -171,10 +179,10 @@ def _thresholds(count: int) -> str:
     """Whether what `relu-ops tune` measured is in force, and why not."""
     from relu_ops.runtime import tuning
 
+    path = tuning.path()
     try:
-        path = tuning.path()
         there = path.exists()
-    except (OSError, RuntimeError):  # no home directory
+    except OSError:  # a folder on the way that may not be looked into
         return "default thresholds"
     if tuning.thresholds(count) is not None:
         return f"thresholds of {path}"
@@ -189,62 +197,13 @@ def _targets() -> dict[str, Any]:
     machine = targets.this_machine()
     rows = {name: targets.why_not(targets.parse(name), machine) for name in targets.CPU_TARGETS}
     runnable = [name for name, reason in rows.items() if reason is None]
-    native = targets.choose(runnable, machine).name if runnable else None
-    return {"why_not": rows, "native": native}
-
-
-def _c_compiler() -> dict[str, Any]:
-    from relu_ops.compiler.toolchain import c_compiler, producer
-    from relu_ops.errors import BuildError
-
-    try:
-        command = c_compiler()
-    except BuildError as error:
-        return {"command": None, "version": None, "problem": error.message, "hint": error.hint}
-    found = shutil.which(command[0]) is not None
-    return {
-        "command": command,
-        "version": producer()["c_compiler"] if found else None,
-        "problem": None if found else f"{command[0]} cannot be run",
-    }
+    return {"why_not": rows, "native": runnable[-1] if runnable else None}
 
 
 def _cuda() -> dict[str, Any]:
-    from relu_ops.compiler.toolchain import places_of_nvcc
+    from relu_ops.targets import CUDA_IS_OFF
 
-    nvcc = next((str(path) for path in places_of_nvcc() if path.is_file()), None)
-    gpus = [_gpu_model(path) for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*"))]
-    return {**_driver(), "gpus": gpus, "nvcc": nvcc, "nvcc_version": _nvcc_version(nvcc)}
-
-
-def _driver() -> dict[str, Any]:
-    """NVIDIA's driver library and the CUDA version that it runs. The GPU is not touched."""
-    try:
-        library = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        return {"driver": None, "driver_problem": str(error)}
-    version = ctypes.c_int(0)
-    code = library.cuDriverGetVersion(ctypes.byref(version))
-    if code != 0:
-        return {"driver": None, "driver_problem": f"cuDriverGetVersion gave error {code}"}
-    major, minor = divmod(version.value, 1000)
-    return {"driver": f"CUDA {major}.{minor // 10}", "driver_problem": None}
-
-
-def _gpu_model(path: Path) -> str:
-    lines = (path / "information").read_text(encoding="utf-8", errors="replace").splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
-    return models[0] if models else path.name
-
-
-def _nvcc_version(nvcc: str | None) -> str | None:
-    if nvcc is None:
-        return None
-    try:
-        done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return next((line for line in done.stdout.splitlines() if "release" in line), None)
+    return {"state": CUDA_IS_OFF, "problem": None}
 
 
 def _cache() -> dict[str, Any]:
@@ -283,17 +242,12 @@ def _why_not(ability: str, found: Mapping[str, Any]) -> str | None:
     if missing := _missing(found, extra):
         return f"not installed: {', '.join(missing)}"
     if ability == "run":
-        if found["python"].get("problem"):
-            return str(found["python"]["problem"])
-        if found["threads"].get("problem"):
-            return str(found["threads"]["problem"])
-        if not found["targets"].get("native"):
-            return "no target runs on this machine"
-        return None
-    if ability == "compile" and found["c_compiler"].get("problem"):
-        return str(found["c_compiler"]["problem"])
-    needed = {"compile": "run", "verify": "compile", "plot": "run"}[ability]
-    reason = _why_not(needed, found)
+        for probe in ("python", "native", "threads"):
+            if problem := found[probe].get("problem"):
+                return str(problem)
+        return None if found["targets"].get("native") else "no target runs on this machine"
+    needed = _ABILITIES[ability]
+    reason = None if needed is None else _why_not(needed, found)
     return None if reason is None else f"cannot {needed}: {reason}"
 
 
@@ -305,11 +259,10 @@ def _advice(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"to {ability}: pip install {package}"
     if found["python"].get("problem"):
         yield f"to run: install Python {'.'.join(map(str, MINIMUM_PYTHON))} or newer"
+    if found["native"].get("problem"):
+        yield "to run: pip install --force-reinstall relu_ops"
     if found["threads"].get("hint"):
         yield f"to run: {found['threads']['hint']}"
-    if found["c_compiler"].get("problem"):
-        hint = found["c_compiler"].get("hint") or "set CXX to the command of a C++ compiler"
-        yield f"to compile: {hint}"
     if found["cache"].get("problem"):
         hint = found["cache"].get("hint") or (
             "set RELU_OPS_CACHE to a directory that only you can write to"
@@ -333,12 +286,11 @@ def render(report: Mapping[str, Any]) -> str:
     rows = {
         "relu_ops": [_line(report["relu_ops"], "{version} in {path}")],
         "python": [_line(report["python"], "{implementation} {version} at {executable}")],
-        "calls": [_line(report["calls"], "NumPy arrays are {how}")],
+        "native": [_line(report["native"], "{version} at {path}")],
         "machine": [_line(report["machine"], "{cpu}, {cores} cores, {system}")],
         "threads": [_line(report["threads"], "{count} for a large call, {thresholds}")],
         "targets": _target_lines(report["targets"]),
-        "compiler": [_compiler_line(report["c_compiler"])],
-        "cuda": _cuda_lines(report["cuda"]),
+        "cuda": [_line(report["cuda"], "{state}")],
         "cache": [_line(report["cache"], "{path}: {bundles} bundles, {size:,} of {limit:,} bytes")],
         "packages": _package_lines(report["packages"]),
         "it can": [f"{ability}: {why or 'yes'}" for ability, why in _answers(report["can"])],
@@ -374,25 +326,6 @@ def _target_lines(found: Mapping[str, Any]) -> list[str]:
         for name, reason in found["why_not"].items()
     ]
     return [*rows, f"native is {found['native'] or 'none of them'}"]
-
-
-def _compiler_line(found: Mapping[str, Any]) -> str:
-    if found.get("problem"):
-        return str(found["problem"])
-    return f"{' '.join(found['command'])}: {found['version']}"
-
-
-def _cuda_lines(found: Mapping[str, Any]) -> list[str]:
-    if "nvcc" not in found:
-        return [_line(found, "{nvcc}")]
-    driver = found["driver"] or f"not found ({found['driver_problem']})"
-    nvcc = (
-        f"{found['nvcc']}: {found['nvcc_version']}"
-        if found["nvcc"]
-        else "not found (relu_ops[cuda])"
-    )
-    gpus = ", ".join(found["gpus"]) or "none found"
-    return [f"driver library: {driver}", f"GPUs: {gpus}", f"nvcc: {nvcc}"]
 
 
 def _package_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -43,7 +43,7 @@ class UnsupportedError(ModelError):
 
 
 class BundleError(ReluOpsError, ValueError):
-    """A bundle is missing, damaged, or not what its manifest says."""
+    """A bundle is missing, damaged, or not what its SHA256SUMS says."""
 
 
 class TargetError(ReluOpsError, ValueError):
@@ -56,6 +56,10 @@ class BuildError(ReluOpsError, RuntimeError):
 
 class DeviceError(ReluOpsError, RuntimeError):
     """A device or its driver failed: what was asked of it, its name and its architecture."""
+
+
+class SystemRefusalError(ReluOpsError, OSError):
+    """The operating system refused something: executable memory, a thread, a file descriptor."""
 
 
 class CacheError(ReluOpsError, OSError):

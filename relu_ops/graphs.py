@@ -129,6 +129,31 @@ def prelu(
     return draft.model("y", "y = slope * x where x < 0, else x", shape)
 
 
+def leaky_relu_of_any_slope(dtype: str = "float32") -> onnx.ModelProto:
+    """Make y = alpha * x where x < 0, else x, for a slope that is given at each call.
+
+    What `relu_ops.leaky_relu` computes with, where the slope is not the usual one. No graph of
+    `GRAPHS`: to an author, one slope per array is a PRelu of his own.
+
+    Args:
+        dtype: A float type, by name.
+
+    Returns:
+        A model with inputs x, of any rank, and alpha, one number; and output y.
+
+    Raises:
+        ArgumentTypeError: ONNX's LeakyRelu has no such dtype.
+
+    >>> print(describe(leaky_relu_of_any_slope().graph.input[1]))
+    alpha: float32[]
+    """
+    draft = _Draft("leaky_relu", dtype, _FLOATS)
+    draft.input("x")
+    draft.input("alpha", ())
+    draft.node("PRelu", ["x", "alpha"], "y")
+    return draft.model("y", "y = alpha * x where x < 0, else x")
+
+
 def thresholded_relu(alpha: float = 1.0, dtype: str = "float32") -> onnx.ModelProto:
     """Make y = x where x > alpha, else 0.
 

@@ -1,8 +1,8 @@
 """Describes a bundle or a model, and shows what it is compiled to.
 
 A description is plain data, for `json.dumps`; `render` writes it for people. Reads a bundle with
-every digest checked and runs none of its code. Nodes need onnx and sources need TVM; without
-them a bundle still says everything that its manifest holds.
+every digest checked and runs none of its code. Nodes need onnx, sources need TVM and machine code
+needs capstone; without them a bundle still says what files, operators and targets it has.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relu_ops import bundle as bundles
+from relu_ops import manifest as manifests
 from relu_ops import targets
-from relu_ops.bundle import Bundle, Manifest
+from relu_ops.bundle import Bundle
+from relu_ops.compiler.disassembly import disassembly
 from relu_ops.errors import (
     ArgumentError,
     MissingDependencyError,
@@ -23,7 +25,7 @@ from relu_ops.errors import (
     UnsupportedError,
     require,
 )
-from relu_ops.runtime import driver
+from relu_ops.manifest import Manifest, printable
 from relu_ops.targets import Target
 
 if TYPE_CHECKING:
@@ -31,12 +33,12 @@ if TYPE_CHECKING:
 
     from relu_ops.compiler.frontend import Model
 
-KINDS: Mapping[str, Mapping[str, str]] = {
-    "cpu": {"tir": "tir", "llvm": "llvm", "assembly": "assembly", "c": "entry"},
-    "cuda": {"tir": "tir", "cuda": "cuda", "ptx": "ptx", "c": "entry"},
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("tir", "llvm", "assembly"),
+    "cuda": ("tir", "cuda"),
 }
-"""The kinds of `source` by the kind of target, and the field of `Sources` that holds each: TVM's
-loops, LLVM IR, assembly; CUDA C++ and PTX; and the C tables of the library's entry."""
+"""The kinds of `source` by the kind of target: TVM's loops, LLVM IR, the machine code that ships;
+and CUDA C++."""
 
 _SHOWN_VALUES = 8
 """A tensor with more values than this is shown by its dtype and shape alone."""
@@ -52,10 +54,11 @@ def describe(path_or_model: Model | Bundle) -> dict[str, Any]:
             bytes of one, or an `onnx.ModelProto`.
 
     Returns:
-        Plain data. For both: "kind" ("bundle" or "model"), "path", "operator", "inputs",
-        "outputs", "graph" (None where onnx is not installed), "targets" with whether each runs on
-        this machine, "size" in bytes and "sha256". For a bundle also its versions, files and
-        producer; for a model "in_scope", and "why_not" where it is False.
+        Plain data. For both: "kind" ("bundle" or "model"), "path", "operators" (each with "name",
+        "inputs", "outputs", and "graph", which is None where onnx is not installed), "targets"
+        with whether each runs on this machine, "size" in bytes and "sha256", a bundle's digest.
+        For a bundle also its versions, files and producer; for a model "in_scope", and "why_not"
+        where it is False.
 
     Raises:
         ArgumentError: There is no such file or directory.
@@ -67,96 +70,117 @@ def describe(path_or_model: Model | Bundle) -> dict[str, Any]:
     return _describe_model(path_or_model) if held is None else _describe_bundle(held)
 
 
-def source(path_or_model: Model | Bundle, target: str | None = None, kind: str = "tir") -> str:
-    """Show what a model, or the model of a bundle, is compiled to by this installation.
+def source(
+    path_or_model: Model | Bundle,
+    target: str | None = None,
+    kind: str = "tir",
+    name: str | None = None,
+) -> str:
+    """Show what an operator is compiled to: by this installation, or in a bundle.
 
     Args:
         path_or_model: As for `describe`.
         target: A target by name; by default "native", the best that this machine runs, for a
             bundle of those that it has.
-        kind: One of `KINDS` for that kind of target.
+        kind: One of `KINDS` for that kind of target. "assembly" of a bundle is what its image
+            holds; everything else is made anew of the model.
+        name: Which operator of a bundle; None where it has one.
 
     Returns:
         The text.
 
     Raises:
-        ArgumentError: The kind is another, or there is no such file or directory.
+        ArgumentError: The kind or name is another, or there is no such file or directory.
         BundleError: The bundle is damaged.
         ModelError: The model is not valid ONNX; as `UnsupportedError` if it is, but out of scope.
         TargetError: The target is not known.
-        MissingDependencyError: onnx or TVM is not installed.
+        MissingDependencyError: onnx, TVM or capstone is not installed.
     """
     held = _bundle_at(path_or_model)
     chosen = _best_target(held) if target in (None, "native") else targets.resolve(target)
-    fields = KINDS[chosen.kind]
-    if kind not in fields:
-        raise ArgumentError(
-            f"source: kind must be one of {', '.join(fields)} for {chosen} (not {kind!r})"
-        )
-    require("onnx", "compile", f"{_PURPOSE}.source")
-    require("tvm", "compile", f"{_PURPOSE}.source")
-    from relu_ops.compiler import codegen, codegen_cuda, frontend
+    if kind not in KINDS[chosen.kind]:
+        kinds = ", ".join(KINDS[chosen.kind])
+        raise ArgumentError(f"source: kind must be one of {kinds} for {chosen} (not {kind!r})")
+    operator = None if held is None else held.operator_name(name)
+    if kind == "assembly":
+        require("capstone", "inspect", f"{_PURPOSE}.source of machine code")
+    if held and operator and kind == "assembly" and chosen.name in held.manifest.targets:
+        return disassembly(held.image(chosen.name), operator)
+    for package in ("onnx", "tvm"):
+        require(package, "compile", f"{_PURPOSE}.source")
+    from relu_ops.compiler import codegen, codegen_cuda, frontend, image
 
-    graph = frontend.import_model(path_or_model if held is None else held.contents[bundles.MODEL])
-    if kind == "ptx":
-        return codegen_cuda.ptx(graph, chosen)
-    sources = (
-        codegen.sources_x86(graph, chosen)
-        if chosen.kind == "cpu"
-        else codegen_cuda.sources_cuda(graph)
-    )
-    text: str = getattr(sources, fields[kind])
-    return text
+    graph = frontend.import_model(held.model(operator) if held and operator else path_or_model)
+    if kind == "assembly":
+        return disassembly(image.build([(graph.name, graph)], chosen), graph.name)
+    makers = {"cpu": codegen.sources, "cuda": codegen_cuda.sources}
+    return getattr(makers[chosen.kind](graph, chosen), kind)
 
 
 def _best_target(held: Bundle | None) -> Target:
     """What a machine would run of a bundle, or its first target where that is nothing."""
     if held is None:
         return targets.native()
-    names = held.manifest.targets
+    machine = targets.this_machine()
     try:
-        return targets.choose(names, targets.this_machine())
+        return targets.parse(held.handle.choose(machine.architecture, machine.flags))
     except TargetError:
-        return targets.parse(names[0])
+        return targets.parse(held.manifest.targets[0])
 
 
 def rebuild_check(path_or_bundle: str | os.PathLike[str] | Bundle) -> dict[str, Any]:
-    """Build a bundle's own model again, for the same targets, and compare every byte.
+    """Build a bundle's own models again, for the same targets, and compare every byte.
 
     Args:
         path_or_bundle: A bundle's directory, or a `Bundle`.
 
     Returns:
-        Plain data: "path", "identical", "files" (each with "path", "identical", "size",
-        "rebuilt_size", and how many bytes are "different" from which "first_difference" on),
-        "manifest" (the entries, beside producer and files, that differ) and "tools" (those whose
-        version "in_bundle" is not the one "here"). Libraries can only be expected to be identical
+        Plain data: "path", "identical", "files" (models and images, each with "path", "identical",
+        "size", "rebuilt_size", and how many bytes are "different" from which "first_difference"
+        on), "manifest" (the entries, beside the producer, that differ) and "tools" (those whose
+        version "in_bundle" is not the one "here"). Images can only be expected to be identical
         where "tools" is empty.
 
     Raises:
         ArgumentError: There is no such directory, or it is a model.
         BundleError: The bundle is damaged.
-        ModelError: Its model is not valid ONNX; as `UnsupportedError` if it is, but out of scope.
-        BuildError: A tool is missing or failed.
+        ModelError: A model of it is not valid ONNX; as `UnsupportedError` if it is, but out of
+            scope.
+        BuildError: A target cannot be built for, or TVM made something unexpected.
         MissingDependencyError: onnx or TVM is not installed.
     """
     held = _bundle_at(path_or_bundle)
     if held is None:
         raise ArgumentError(f"{path_or_bundle}: is no bundle, so there is nothing to compare with")
-    require("onnx", "compile", f"{_PURPOSE}.rebuild_check")
-    require("tvm", "compile", f"{_PURPOSE}.rebuild_check")
+    for package in ("onnx", "tvm"):
+        require(package, "compile", f"{_PURPOSE}.rebuild_check")
     from relu_ops import compiler
 
-    manifest, contents = compiler.make(held.contents[bundles.MODEL], held.manifest.targets)
-    files = [_comparison(name, held.contents[name], contents[name]) for name in held.contents]
-    fields = _differing_fields(held.manifest, manifest)
+    contents = compiler.make(_models(held), held.manifest.targets)
+    rebuilt = manifests.decode(contents[manifests.FILE])
+    files = [
+        _comparison(name, held.contents[name], contents.get(name, b""))
+        for name in held.manifest.files
+    ]
+    fields = _differing_fields(held.manifest, rebuilt)
     return {
         "path": str(held.path),
         "identical": all(file["identical"] for file in files) and not fields,
         "files": files,
         "manifest": fields,
-        "tools": _differing_tools(held.manifest.producer, manifest.producer),
+        "tools": _differing_tools(held.manifest.producer, rebuilt.producer),
     }
+
+
+def _models(held: Bundle) -> Model | dict[str, Model]:
+    """A bundle's models, as `compiler.make` takes them to give the operators the same names."""
+    from relu_ops.compiler import frontend
+
+    models = {entry.name: held.contents[entry.model] for entry in held.manifest.operators}
+    (name, model), *others = models.items()
+    if others or printable(frontend.read_model(model).graph.name) != name:
+        return models
+    return model
 
 
 def _comparison(name: str, held: bytes, rebuilt: bytes) -> dict[str, Any]:
@@ -175,8 +199,8 @@ def _comparison(name: str, held: bytes, rebuilt: bytes) -> dict[str, Any]:
 
 
 def _differing_fields(held: Manifest, rebuilt: Manifest) -> list[str]:
-    """What a manifest says of the operator. Its files are compared, its producer is shown."""
-    names = [name for name in held.__struct_fields__ if name not in ("files", "producer")]
+    """Entries of a manifest that differ. Files are compared, and the producer is shown."""
+    names = [name for name in held.__struct_fields__ if name != "producer"]
     return [name for name in names if getattr(held, name) != getattr(rebuilt, name)]
 
 
@@ -235,62 +259,65 @@ def _bundle_at(path_or_model: Model | Bundle) -> Bundle | None:
 
 def _describe_bundle(held: Bundle) -> dict[str, Any]:
     manifest = held.manifest
-    graph, missing = _graph_of(held.contents[bundles.MODEL])
     return {
         "kind": "bundle",
         "path": str(held.path),
-        "operator": manifest.operator,
+        "operators": [_held_operator(held, entry.name) for entry in manifest.operators],
         "sha256": held.digest,
-        "size": sum(entry.size for entry in manifest.files) + len(held.encoded),
+        "size": sum(map(len, held.contents.values())),
         "format": manifest.format,
         "semantics": manifest.semantics,
-        "tvm_ffi_abi": manifest.tvm_ffi_abi,
-        "inputs": [_tensor(t.name, t.dtype, t.shape) for t in manifest.inputs],
-        "outputs": [_tensor(t.name, t.dtype, t.shape) for t in manifest.outputs],
-        "graph": graph,
-        "graph_missing": missing,
-        "targets": [_library_target(entry) for entry in manifest.files if entry.target],
-        "files": [
+        "targets": [
             {
-                "path": entry.path,
-                "role": entry.role,
-                "target": entry.target,
-                "size": entry.size,
-                "sha256": entry.sha256,
-                "requires": dict(entry.requires),
+                **_target(targets.parse(image.target)),
+                "size": len(held.contents[image.file]),
+                "requires": list(image.requires.features),
             }
-            for entry in manifest.files
+            for image in manifest.images
+        ],
+        "files": [
+            {"path": path, "size": len(content), "sha256": bundles.digest_of(content)}
+            for path, content in held.contents.items()
         ],
         "producer": dict(manifest.producer),
     }
 
 
-def _library_target(entry: bundles.File) -> dict[str, Any]:
-    target = targets.parse(entry.target or "")
-    if target.kind == "cpu":
-        return _target(target)
-    reason = targets.why_not_on_gpu(target, entry.requires, driver.machine(), 0)
-    return {"name": target.name, "runs_here": reason is None, "why_not": reason}
+def _held_operator(held: Bundle, name: str) -> dict[str, Any]:
+    """An operator of a bundle: its signature as the image has it, or else as the model has it."""
+    try:
+        require("onnx", "compile", "showing the graph")
+    except MissingDependencyError as error:
+        described = {"inputs": None, "outputs": None, "graph": None, "graph_missing": str(error)}
+    else:
+        from relu_ops.compiler import frontend
+
+        described = {**_operator(frontend.read_model(held.model(name))), "graph_missing": None}
+    return {**described, **_signature(held, name), "name": name}
+
+
+def _signature(held: Bundle, name: str) -> dict[str, Any]:
+    """Inputs and outputs, by an image that can be mapped here; none of its code runs."""
+    from relu_ops.runtime.operator import Operator
+
+    try:
+        operator = Operator(held.handle, name, None, held)
+    except TargetError:
+        return {}
+    return {
+        "inputs": [_tensor(*tensor) for tensor in operator.inputs],
+        "outputs": [_tensor(*tensor) for tensor in operator.outputs],
+    }
 
 
 def _target(target: Target) -> dict[str, Any]:
-    reason = targets.why_not(target, targets.this_machine())
+    cuda = target.kind == "cuda"
+    reason = targets.CUDA_IS_OFF if cuda else targets.why_not(target, targets.this_machine())
     return {"name": target.name, "runs_here": reason is None, "why_not": reason}
 
 
 def _tensor(name: str, dtype: str, shape: Sequence[Any] | None) -> dict[str, Any]:
     return {"name": name, "dtype": dtype, "shape": None if shape is None else list(shape)}
-
-
-def _graph_of(model: bytes) -> tuple[dict[str, Any] | None, str | None]:
-    """The graph of a model file, or None and the reason why it cannot be shown."""
-    try:
-        require("onnx", "compile", "showing the graph")
-    except MissingDependencyError as error:
-        return None, str(error)
-    from relu_ops.compiler import frontend
-
-    return _graph(frontend.read_model(model)), None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -312,16 +339,22 @@ def _describe_model(model: Model) -> dict[str, Any]:
     return {
         "kind": "model",
         "path": None if path is None else str(path),
-        "operator": proto.graph.name,
+        "operators": [_operator(proto)],
         "sha256": bundles.digest_of(content if path is None else path.read_bytes()),
         "size": len(content) if path is None else path.stat().st_size,
         "in_scope": why_not is None,
         "why_not": why_not,
+        "targets": [_target(targets.parse(name)) for name in targets.CPU_TARGETS],
+        "producer": _producer(proto),
+    }
+
+
+def _operator(proto: onnx.ModelProto) -> dict[str, Any]:
+    return {
+        "name": proto.graph.name,
         "inputs": [_value(value) for value in _true_inputs(proto.graph)],
         "outputs": [_value(value) for value in proto.graph.output],
         "graph": _graph(proto),
-        "targets": [_target(targets.parse(name)) for name in targets.CPU_TARGETS],
-        "producer": _producer(proto),
     }
 
 
@@ -454,9 +487,9 @@ def render(description: Mapping[str, Any]) -> str:
         Lines without one at the end. Control characters in names are escaped.
     """
     lines = _headline(description)
-    for section in ("inputs", "outputs"):
-        lines += ["", section, *(f"  {_show_tensor(t)}" for t in description[section])]
-    lines += ["", *_show_graph(description), "", *_show_targets(description)]
+    for operator in description["operators"]:
+        lines += ["", *_show_operator(operator, alone=len(description["operators"]) == 1)]
+    lines += ["", *_show_targets(description)]
     if description["kind"] == "bundle":
         lines += ["", "files", *_table(_file_rows(description))]
     if description["producer"]:
@@ -468,17 +501,27 @@ def render(description: Mapping[str, Any]) -> str:
 def _headline(description: Mapping[str, Any]) -> list[str]:
     rows = [("size", _bytes(description["size"])), ("sha256", description["sha256"])]
     if description["kind"] == "bundle":
-        versions = "format {format}, semantics {semantics}, tvm-ffi ABI {tvm_ffi_abi}"
-        rows.append(("versions", versions.format(**description)))
+        rows.append(("versions", "format {format}, semantics {semantics}".format(**description)))
     else:
         rows.append(("in scope", "yes" if description["in_scope"] else "no"))
-    title = f"{description['kind']} {description['operator'] or 'without a name'}"
+    names = [operator["name"] or "without a name" for operator in description["operators"]]
+    what = names[0] if len(names) == 1 else f"of {len(names)} operators"
+    title = f"{description['kind']} {what}"
     if description["path"] is not None:
         title += f" in {description['path']}"
     lines = [title, *_table(rows)]
     if description.get("why_not"):
         lines += [f"    {line}" for line in description["why_not"].splitlines()]
     return lines
+
+
+def _show_operator(operator: Mapping[str, Any], *, alone: bool) -> list[str]:
+    lines = [] if alone else [f"operator {operator['name']}", ""]
+    for section in ("inputs", "outputs"):
+        tensors = operator[section]
+        shown = ["cannot be told here"] if tensors is None else map(_show_tensor, tensors)
+        lines += [section, *(f"  {line}" for line in shown), ""]
+    return [*lines, *_show_graph(operator)]
 
 
 def _show_tensor(tensor: Mapping[str, Any]) -> str:
@@ -491,10 +534,10 @@ def _show_shape(shape: Sequence[Any] | None) -> str:
     return f"[{', '.join('?' if dim is None else str(dim) for dim in shape)}]"
 
 
-def _show_graph(description: Mapping[str, Any]) -> list[str]:
-    graph = description["graph"]
+def _show_graph(operator: Mapping[str, Any]) -> list[str]:
+    graph = operator["graph"]
     if graph is None:
-        return ["graph", *(f"  {line}" for line in description["graph_missing"].splitlines())]
+        return ["graph", *(f"  {line}" for line in operator["graph_missing"].splitlines())]
     opsets = ", ".join(f"{domain} {version}" for domain, version in graph["opsets"].items())
     heading = f"graph (opset {opsets}, IR version {graph['ir_version']})"
     doc = [f"  # {line}" for line in graph["doc"].splitlines()]
@@ -523,7 +566,11 @@ def _show_value(value: Any) -> str:
 
 def _show_targets(description: Mapping[str, Any]) -> list[str]:
     rows = [
-        (target["name"], "runs here" if target["runs_here"] else f"not here: {target['why_not']}")
+        (
+            target["name"],
+            *([_bytes(target["size"])] if "size" in target else []),
+            "runs here" if target["runs_here"] else f"not here: {target['why_not']}",
+        )
         for target in description["targets"]
     ]
     heading = "targets" if description["kind"] == "bundle" else "targets it can be built for"
@@ -532,7 +579,7 @@ def _show_targets(description: Mapping[str, Any]) -> list[str]:
 
 def _file_rows(description: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
-        (entry["path"], entry["role"], _bytes(entry["size"]), f"sha256 {entry['sha256']}")
+        (entry["path"], _bytes(entry["size"]), f"sha256 {entry['sha256']}")
         for entry in description["files"]
     ]
 

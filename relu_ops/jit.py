@@ -7,15 +7,15 @@ importing TVM; `relu` and `leaky_relu` then do not even import onnx.
 from __future__ import annotations
 
 import functools
-import json
-import math
+import numbers
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relu_ops import cache, targets
-from relu_ops.compiler.toolchain import nvcc, producer, source_digest
+from relu_ops.compiler.toolchain import producer, source_digest
 from relu_ops.errors import ArgumentError, ArgumentTypeError, require
+from relu_ops.native._python import Standard
 from relu_ops.runtime import arrays, dispatch
 from relu_ops.runtime.operator import Operator
 from relu_ops.semantics import DTYPES, dtype_name
@@ -24,18 +24,12 @@ if TYPE_CHECKING:
     from relu_ops.compiler.frontend import Model
 
 
-_FLOATS = tuple(name for name, row in DTYPES.items() if row.is_float)
-_DTYPES = {"relu": (*_FLOATS, "int8", "int16", "int32", "int64"), "leaky_relu": _FLOATS}
-"""What ONNX has these two for, as in `graphs`, which would import onnx to say it."""
-
-
 def compile(model: Model, target: str = "native") -> Operator:
     """Compile a model for this machine, through the compile cache.
 
     Args:
         model: An `onnx.ModelProto`, its bytes, or the path of a file.
-        target: A target by name; "native" is the best level that this machine's CPU runs, "cuda"
-            gives an operator for the device cuda:0.
+        target: A target by name; "native" is the best level that this machine's CPU runs.
 
     Returns:
         The operator.
@@ -44,7 +38,7 @@ def compile(model: Model, target: str = "native") -> Operator:
         MissingDependencyError: onnx or TVM is not installed.
         ModelError: The model is not valid ONNX; as `UnsupportedError` if it is, but out of scope.
         TargetError: The target is not known or cannot run here.
-        BuildError: A tool is missing or failed.
+        BuildError: The target cannot be built for, or TVM made something unexpected.
     """
     require("onnx", "compile", "relu_ops.compile")
     from relu_ops.compiler import frontend
@@ -56,40 +50,41 @@ def compile(model: Model, target: str = "native") -> Operator:
 
 def _compiled(identity: bytes, make_model: Any, target: str) -> Operator:
     chosen = targets.resolve(target)
-    cuda = chosen.kind == "cuda"
-    made_by = {**producer(), "sources": source_digest()} | ({"nvcc": str(nvcc())} if cuda else {})
-    key = cache.key_of(identity, chosen.name, made_by)
+    key = cache.key_of(identity, chosen.name, {**producer(), "sources": source_digest()})
 
-    def make() -> Any:
+    def make() -> dict[str, bytes]:
         require("tvm", "compile", "compiling an operator")
         from relu_ops import compiler
 
         return compiler.make(make_model(), [chosen.name])
 
-    number = 0 if cuda else None
-    return dispatch.operator_of(cache.fetch(key, make), target=chosen.name, number=number)
+    return dispatch.operator_of(cache.fetch(key, make), target=chosen.name)
 
 
-@functools.cache
-def _standard(graph: str, dtype: str, alpha: str | None = None) -> Operator:
-    """A graph of `relu_ops.graphs`, known by its name, dtype and slope.
+# ---------------------------------------------------------------------------------------------
+# Standard operators
+#
+# `relu` and `leaky_relu` are these functions behind native ones, which answer by themselves for a
+# NumPy array whose dtype was met (native/python_standard.c).
 
-    The slope is a hexadecimal text: exact, and other than for numbers, 0.0 and -0.0 are two keys.
-    """
+_FLOATS = tuple(name for name, row in DTYPES.items() if row.is_float)
+_DTYPES = {"relu": (*_FLOATS, "int8", "int16", "int32", "int64"), "leaky_relu": _FLOATS}
+"""What ONNX has these two for, as in `graphs`, which would import onnx to say it."""
 
-    def make_model() -> Any:
-        require("onnx", "compile", f"relu_ops.{graph}")
-        from relu_ops import graphs
+_USUAL_SLOPE = 0.01
+"""It has kernels of its own: as an operand a slope takes up to 1.9 times as long (float64 on
+x86-64-v2, 4k elements, AMD EPYC, Zen 4 or 5, 2026-11-28)."""
 
-        slope = {} if alpha is None else {"alpha": float.fromhex(alpha)}
-        return graphs.GRAPHS[graph](dtype=dtype, **slope)
+_BOUNDS = {
+    "float16": 65520.0,
+    "bfloat16": (2 - 2**-8) * 2.0**127,
+    "float32": (2 - 2**-24) * 2.0**127,
+}
+"""From which number on one is rounded to infinity. A slope is float32 first, for float64 too."""
 
-    identity = json.dumps([graph, dtype, alpha]).encode()
-    return _compiled(identity, make_model, "native")
 
-
-def relu(x: Any, out: Any = None) -> Any:
-    """Compute 0 where x < 0, else x. Compiled on first use.
+def _relu(x: Any, out: Any = None) -> Any:
+    """Compute 0 where x < 0, else x. Compiled on first use, once for each dtype.
 
     Args:
         x: An array of any shape, of float16, bfloat16, float32, float64 or int8 to int64; Python
@@ -103,16 +98,21 @@ def relu(x: Any, out: Any = None) -> Any:
     >>> relu(np.array([-1.5, -0.0, 2.0], dtype=np.float32))
     array([ 0., -0.,  2.], dtype=float32)
     """
-    return _operator("relu", _dtype_of(x, "relu"))(x, out=out)
+    dtype, name = _dtype_of(x, "relu")
+    operator = _standard("relu", name)
+    if isinstance(dtype, np.dtype):
+        relu.remember(dtype.num, operator, False)
+    return operator(x, out=out)
 
 
-def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
-    """Compute alpha * x where x < 0, else x. Compiled on first use for each alpha.
+def _leaky_relu(x: Any, alpha: float = _USUAL_SLOPE, out: Any = None) -> Any:
+    """Compute alpha * x where x < 0, else x. Compiled on first use, once for each dtype.
 
     Args:
         x: An array of any shape, of float16, bfloat16, float32 or float64; Python floats become
             float32.
-        alpha: The slope below zero; rounded to float32, then to the dtype of x.
+        alpha: The slope below zero; rounded to float32, then to the dtype of x. A new one is no
+            new operator: it is passed to the one that there is.
         out: Where to write; may be x.
 
     Returns:
@@ -122,42 +122,75 @@ def leaky_relu(x: Any, alpha: float = 0.01, out: Any = None) -> Any:
     >>> leaky_relu(np.array([-2.0, 3.0], dtype=np.float32), alpha=0.5)
     array([-1.,  3.], dtype=float32)
     """
-    if not isinstance(alpha, _NUMBERS):
-        raise ArgumentTypeError(f"leaky_relu: alpha must be a number (not {type(alpha).__name__})")
+    slope = _real(alpha)
+    dtype, name = _dtype_of(x, "leaky_relu")
+    usual = slope == _USUAL_SLOPE
+    operator = _standard("leaky_relu" if usual else "leaky_relu_of_any_slope", name)
+    if isinstance(dtype, np.dtype):
+        leaky_relu.remember(dtype.num, operator, not usual)
+    return operator(x, out=out) if usual else operator(x, _rounded(slope, name), out=out)
+
+
+for _function in (_relu, _leaky_relu):
+    _function.__name__ = _function.__qualname__ = _function.__name__.removeprefix("_")
+
+relu = Standard(_relu, False)
+leaky_relu = Standard(_leaky_relu, True)
+
+
+def _real(alpha: Any) -> float:
+    """A slope as a float; infinite where it is too large, as an integer can be."""
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
+        raise ArgumentTypeError(f"leaky_relu: alpha must be a real number (not {alpha!r})")
     try:
-        slope = float(alpha)
-    except OverflowError as error:
-        raise ArgumentError(f"leaky_relu: alpha must be finite in float32 (not {alpha})") from error
-    dtype = _dtype_of(x, "leaky_relu")
-    return _operator("leaky_relu", dtype, slope, math.copysign(1, slope))(x, out=out)
+        return float(alpha)
+    except OverflowError:
+        return float("inf")
 
 
-# What follows runs at every call: a type made of two with | takes longer than the arithmetic.
-
-_ARRAYS = (np.ndarray, np.generic)
-_NUMBERS = (int, float, np.integer, np.floating)
-
-
-def _dtype_of(x: Any, graph: str) -> Any:
-    """The dtype of an array, as its library has it; what Python's numbers become otherwise."""
-    if isinstance(x, _ARRAYS) or arrays.is_torch(x):
-        return x.dtype
-    if hasattr(x, "__dlpack__"):
-        return x.dtype if hasattr(x, "dtype") else arrays.from_dlpack(x, f"{graph}: x").dtype
-    return arrays.made_array(x, f"{graph}: x").dtype if arrays.has_dtype(x) else "float32"
+def _rounded(alpha: float, dtype: str) -> float:
+    """A slope as float32, which is what an ONNX attribute holds."""
+    if -_BOUNDS["float32"] < alpha < _BOUNDS["float32"]:
+        rounded = float(np.float32(alpha))
+        if abs(rounded) < _BOUNDS.get(dtype, _BOUNDS["float32"]):
+            return rounded
+    raise ArgumentError(f"leaky_relu: alpha must be finite in {dtype} (not {alpha!r})")
 
 
 @functools.cache
-def _operator(graph: str, dtype: Any, alpha: float | None = None, sign: float = 1) -> Operator:
-    """As `_standard`, for what `_dtype_of` gives, and a slope with its sign: 0.0 == -0.0."""
-    name: str | None
-    if isinstance(dtype, np.dtype):
-        name = dtype_name(dtype.newbyteorder("="))
-    else:
-        name = str(dtype).rpartition(".")[2]
+def _standard(graph: str, dtype: str) -> Operator:
+    """A graph of `relu_ops.graphs`, known by its name and dtype alone."""
+
+    def make_model() -> Any:
+        require("onnx", "compile", f"relu_ops.{graph}")
+        from relu_ops import graphs
+
+        return getattr(graphs, graph)(dtype=dtype)
+
+    return _compiled(f"{graph} {dtype}".encode(), make_model, "native")
+
+
+def _dtype_of(x: Any, graph: str) -> tuple[Any, str]:
+    """The dtype of an array, as its library has it, and the name that relu_ops has for it.
+
+    What has no dtype of its own has None, and is computed as float32.
+    """
+    dtype = _own_dtype(x, graph)
+    if dtype is None:
+        return None, "float32"
+    native = isinstance(dtype, np.dtype)
+    name = dtype_name(dtype.newbyteorder("=")) if native else str(dtype).rpartition(".")[2]
     if name is None or name not in _DTYPES[graph]:
         raise ArgumentTypeError(
             f"{graph}: x.dtype must be one of {', '.join(_DTYPES[graph])} (not {dtype})",
             "convert it first, for example to float32",
         )
-    return _standard(graph, name, None if alpha is None else alpha.hex())
+    return dtype, name
+
+
+def _own_dtype(x: Any, graph: str) -> Any:
+    if isinstance(x, np.ndarray | np.generic) or arrays.is_torch(x):
+        return x.dtype
+    if hasattr(x, "__dlpack__"):
+        return x.dtype if hasattr(x, "dtype") else arrays.from_dlpack(x, f"{graph}: x").dtype
+    return arrays.made_array(x, f"{graph}: x").dtype if arrays.has_dtype(x) else None

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from relu_ops.bundle import MODEL
 from relu_ops.errors import ArgumentError, ArgumentTypeError, ReluOpsError, require
 from relu_ops.runtime.operator import Operator
 from relu_ops.semantics import DTYPES
@@ -163,9 +162,9 @@ def companion(operator: Operator) -> Operator | None:
         from relu_ops import jit
         from relu_ops.compiler import frontend
 
-        model = frontend.read_model(operator.bundle.contents[MODEL])
+        model = frontend.read_model(operator.bundle.model(operator.name))
         made = _derivative_model(model, operator.inputs[0].dtype)
-        return None if made is None else jit.compile(made, target=operator.target.name)
+        return None if made is None else jit.compile(made, target=operator.target)
     except ReluOpsError:
         return None
 

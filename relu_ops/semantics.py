@@ -20,8 +20,6 @@ SEMANTICS_VERSION = 1
 """Raised when a row changes an output bit; a bundle records the version it was built with."""
 
 MINIMUM_OPSET = 6
-MAXIMUM_RANK = 8
-"""The highest declared rank of a model's input."""
 
 Kind = Literal["float", "int", "uint", "bool"]
 

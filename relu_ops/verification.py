@@ -609,6 +609,7 @@ def show_bits(value: Any) -> str:
 def verify(
     model: Model,
     *,
+    name: str | None = None,
     target: str | None = None,
     exhaustive: bool = False,
     seed: int = 0,
@@ -620,6 +621,7 @@ def verify(
     Args:
         model: A bundle's directory; or an `onnx.ModelProto`, its bytes or the path of a file,
             which is compiled for every x86 level.
+        name: Which operator of a bundle; None where it has one.
         target: Only this target.
         exhaustive: Also check every bit pattern of the input against the NumPy reference and
             onnxruntime: for operators of one input of at most 32 bits.
@@ -631,8 +633,8 @@ def verify(
         The report; `report.ok` says whether every bit agreed.
 
     Raises:
-        ArgumentError: exhaustive was asked for and is not possible, or there is no such case or
-            seed.
+        ArgumentError: exhaustive was asked for and is not possible, or there is no such case,
+            seed or operator.
         TargetError: No target can run here.
         ModelError, BundleError: The model or bundle is not valid.
     """
@@ -642,12 +644,14 @@ def verify(
     from relu_ops.compiler import frontend
 
     bundle, path = _bundle_of(model, target)
-    proto = frontend.read_model(bundle.contents[bundles.MODEL])
+    operator = bundle.operator_name(name)
+    proto = frontend.read_model(bundle.model(operator))
     graph = frontend.import_model(proto)
-    report = Report(bundle.manifest.operator)
-    operators = _operators(bundle, target, report)
+    report = Report(operator)
+    operators = _operators(bundle, operator, target, report)
     referees, report.absent = _referees(proto, graph)
-    judge = _Judge(proto, report, f"relu-ops verify {path} --seed {seed}")
+    named = "" if name is None else f" --name {shlex.quote(name)}"
+    judge = _Judge(proto, report, f"relu-ops verify {path}{named} --seed {seed}")
     last = 0
     for one in cases(graph, seed):
         last = one.number
@@ -666,26 +670,26 @@ def _bundle_of(model: Any, target: str | None) -> tuple[bundles.Bundle, str]:
     from relu_ops import compiler
 
     names = [target] if target else list(targets.CPU_TARGETS)
-    manifest, contents = compiler.make(model, names)
+    files = compiler.make(model, names)
     shown = shlex.quote(os.fspath(model)) if isinstance(model, str | os.PathLike) else "MODEL"
-    return bundles.from_contents(shown, bundles.encode(manifest), contents), shown
+    return bundles.from_contents(shown, files), shown
 
 
-def _operators(bundle: bundles.Bundle, target: str | None, report: Report) -> dict[str, Operator]:
+def _operators(
+    bundle: bundles.Bundle, name: str, target: str | None, report: Report
+) -> dict[str, Operator]:
     """An operator for each target that can run; the others go into the report."""
     if target is not None:
-        operator = dispatch.operator_of(bundle, target=target)
-        return {operator.target.name: operator}  # "native" names none
+        operator = dispatch.operator_of(bundle, name=name, target=target)
+        return {operator.target: operator}  # "native" names none
     found = {}
-    for name in bundle.manifest.targets:
+    for one in bundle.manifest.targets:
         try:
-            found[name] = dispatch.operator_of(bundle, target=name)
+            found[one] = dispatch.operator_of(bundle, name=name, target=one)
         except TargetError:
-            report.skipped[name] = (
-                targets.why_not(targets.parse(name), targets.this_machine()) or ""
-            )
+            report.skipped[one] = targets.why_not(targets.parse(one), targets.this_machine()) or ""
     if not found:
-        dispatch.operator_of(bundle)  # raises with every reason
+        dispatch.operator_of(bundle, name=name)  # raises with every reason
     return found
 
 

@@ -28,8 +28,10 @@ def main() -> int:
     if options.again:
         found = record.read(options.folder / f"{options.name}.json")
     else:
+        planned = command.committed()
+        command.say_what_is_missing(planned)
         found = runner.measure(
-            command.committed(),
+            planned,
             runner.Settings(processes=True),
             progress=lambda items, total, title: tqdm.tqdm(items, title, total),
         )

@@ -35,7 +35,7 @@ loaded = {name.partition(".")[0] for name in sys.modules}
 print(repr(op))
 print(f"first result {(done - numpy_ready) * 1e3:.0f} ms after NumPy was imported "
       f"(which took {(numpy_ready - started) * 1e3:.0f} ms)")
-unwanted = sorted(loaded & {"tvm", "onnx", "onnxruntime", "torch"})
+unwanted = sorted(loaded & {"tvm", "tvm_ffi", "onnx", "onnxruntime", "torch"})
 print("compiler modules in the process:", ", ".join(unwanted) or "none")
 sys.exit(bool(unwanted))
 """

@@ -5,8 +5,9 @@ Every suite takes its values from here, so that a value added once is tested eve
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,7 @@ import onnx
 
 from relu_ops import bundle, compiler, ir, reference, targets
 from relu_ops.compiler import frontend
+from relu_ops.native import _python as native
 from relu_ops.runtime import dispatch
 from relu_ops.runtime.operator import Operator
 from relu_ops.semantics import DTYPES, dtype_name
@@ -175,14 +177,32 @@ def _compiled(content: bytes, target: str) -> Operator:
 
 def fresh(model: onnx.ModelProto | bytes, target: str) -> Operator:
     """Compile a model for one target, in memory, without remembering it."""
-    manifest, contents = compiler.make(model, [target])
-    held = bundle.from_contents("<memory>", bundle.encode(manifest), contents)
+    held = bundle.from_contents("<memory>", compiler.make(model, [target]))
     return dispatch.operator_of(held, target=target)
 
 
 def compiled_everywhere(model: onnx.ModelProto) -> dict[str, Operator]:
     """One operator for every target that this machine runs."""
     return {target: compiled(model, target) for target in TARGETS}
+
+
+# ---------------------------------------------------------------- running
+
+NEVER = 1 << 62
+"""So many bytes no call moves: what begins from there on does not happen."""
+
+
+@contextlib.contextmanager
+def settings(
+    threads: int, parallel_bytes: int, stream_bytes: int, wake_bytes: int = 0
+) -> Iterator[None]:
+    """Other settings for every operator of the process; those before come back."""
+    before = native.get_settings()
+    native.set_settings(threads, parallel_bytes, stream_bytes, wake_bytes)
+    try:
+        yield
+    finally:
+        native.set_settings(*before)
 
 
 def run(operator: Operator, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:

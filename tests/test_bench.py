@@ -6,10 +6,11 @@ Nothing here asserts a time: another machine has another one.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from relu_ops import errors, graphs, jit, targets
+from relu_ops import bundle as bundles
+from relu_ops import compiler, errors, graphs, jit, targets
 from relu_ops.bench import (
     cases,
     checking,
@@ -35,7 +37,7 @@ from relu_ops.bench import (
     tables,
 )
 from relu_ops.bench.peers import Prepared, Problem, Skipped
-from relu_ops.bench.record import Deviation, Process, Record, Skip, Timing
+from relu_ops.bench.record import Built, Deviation, Process, Record, Skip, Timing
 from relu_ops.compiler import frontend
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -354,10 +356,16 @@ def test_relu_ops_itself_must_not_be_wrong(monkeypatch: pytest.MonkeyPatch) -> N
 # ---------------------------------------------------------------- the limit
 
 
+def loops_of(target: str) -> limit.Limit:
+    loops = limit.of(target)
+    assert isinstance(loops, limit.Limit), loops
+    return loops
+
+
 @pytest.mark.parametrize("loop", limit.LOOPS, ids=lambda loop: loop.name)
 @pytest.mark.parametrize("target", environment.machine()["levels"])
 def test_the_loops_move_what_they_say(loop: limit.Loop, target: str) -> None:
-    loops = limit.of(target)
+    loops = loops_of(target)
     draw = np.random.default_rng(0)
     for count in (1, 15, 16, 17, 100, 1000, 4096, 100_001):
         memory = cases.aligned((count + 16,), np.dtype(np.float32))
@@ -380,7 +388,7 @@ def test_the_loops_move_what_they_say(loop: limit.Loop, target: str) -> None:
 
 
 def test_the_sum_and_the_sweep() -> None:
-    loops = limit.of(NATIVE)
+    loops = loops_of(NATIVE)
     x = np.random.default_rng(0).integers(0, 2**63, 1001, np.uint64)
     assert loops.sum(x) == int(x.sum(dtype=np.uint64))
     odd = np.arange(13, dtype=np.uint8)
@@ -400,16 +408,44 @@ def test_loops_that_cannot_win_are_left_out() -> None:
     assert ("combine 2, streaming", 2) in names("float32", 2, 1 << 22)
 
 
-def test_without_a_compiler_there_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    operator = jit.compile(graphs.relu())
-    monkeypatch.setenv("CXX", "/bin/false")
+def test_every_level_has_loops_of_its_own() -> None:
+    """Also those that this machine does not run: they are compiled, and not called."""
+    levels = {target: loops_of(target)._level for target in targets.CPU_TARGETS}
+    assert sorted(levels.values()) == list(range(len(levels)))
+    found = limit.of("cuda")
+    assert found == Skipped("unsupported", "relu_ops has no loops for cuda")
+
+
+@pytest.fixture
+def another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the loops are looked for, and are not."""
+    path = tmp_path / "_limit.so"
+    monkeypatch.setattr(limit, "path", lambda: path)
     limit.of.cache_clear()
+    yield path
+    limit.of.cache_clear()
+
+
+def test_a_build_without_loops_has_no_limit(
+    another_place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = runner.plan([cases.find("relu")], sizes=[16], names=["relu_ops"], modes=["warm", "cold"])
-    found = runner.measure(plan, FAST, make=lambda *_: operator)
-    limit.of.cache_clear()
+    command.say_what_is_missing(plan * 2)
+    reason = f"this build of relu_ops came without its loops ({another_place})"
+    hint = "install a wheel of relu_ops for x86-64, or build it there"
+    said = f"bench: the machine's limit is left out: {reason}\nhint: {hint}\n"
+    assert capsys.readouterr() == ("", said)
+    found = runner.measure(plan, FAST)
     assert {(t.contestant, t.mode) for t in found.timings} == {("relu_ops", "warm")}
-    assert [s.contestant for s in found.skipped] == ["limit"]
-    assert found.skipped[0].reason.startswith("the limit's loops do not compile")
+    assert found.skipped == (Skip("limit", "not installed", reason, hint),)
+    assert tables.render(found).splitlines()[-1] == f"left out: limit: {reason}; {hint}"
+
+
+def test_loops_that_cannot_be_loaded_are_no_limit(another_place: Path) -> None:
+    another_place.write_bytes(b"\x7fELF, and no more")
+    found = limit.of(NATIVE)
+    assert isinstance(found, Skipped) and found.hint == "install relu_ops anew"
+    assert found.reason.startswith(f"its loops cannot be loaded: {another_place}: ")
 
 
 # ---------------------------------------------------------------- the runner
@@ -467,6 +503,48 @@ def test_plans() -> None:
         runner.plan([relu], dtypes=["uint8"])
     with pytest.raises(errors.TargetError, match="x86-64-v9"):
         runner.plan([relu], ["x86-64-v9"])
+
+
+@pytest.mark.parametrize("target", ["cuda", "cuda-sm_90"])
+def test_cuda_is_switched_off(target: str) -> None:
+    with pytest.raises(errors.TargetError) as refusal:
+        runner.plan([cases.find("relu")], ["native", target])
+    message = f"bench: target {target} cannot be measured: {targets.CUDA_IS_OFF}"
+    assert refusal.value.message == message
+    assert refusal.value.hint == f"measure for {', '.join(targets.runnable())}"
+
+
+def test_a_level_that_cannot_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = targets.Machine("x86_64", flags=frozenset(targets.TARGETS["x86-64-v2"].flags))
+    monkeypatch.setattr(targets, "this_machine", lambda: plain)
+    with pytest.raises(errors.TargetError, match=r"^x86-64-v3 cannot run .*: .*avx2"):
+        runner.plan([cases.find("relu")], ["x86-64-v3"])
+
+
+def test_every_operator_of_a_bundle_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "two.bundle"
+    models = {"first": graphs.leaky_relu(alpha=0.25), "second": graphs.add_relu()}
+    compiler.build(models, ["x86-64-v2"], path)
+    planned, settings, make = command.groups(options(path=str(path), quick=True, size=[16]))
+    assert [(g.case.name, g.case.graph, g.target) for g in planned] == [
+        ("first", "leaky_relu", "x86-64-v2"),
+        ("second", "add_relu", "x86-64-v2"),
+    ]
+    only_ours = [replace(group, peers=("relu_ops", "numpy")) for group in planned]
+    found = runner.measure(only_ours, settings, make)
+    assert {(t.case, t.contestant) for t in found.timings if not t.is_limit} == {
+        (name, who) for name in models for who in ("relu_ops", "numpy")
+    }
+    bundle = bundles.read(path)
+    image = bundle.image("x86-64-v2")
+    digest = hashlib.sha256(image).hexdigest()
+    assert [(o.case, o.image_sha256, o.image_bytes) for o in found.operators] == [
+        (name, digest, len(image)) for name in models
+    ]
+    model = hashlib.sha256(bundle.model("second")).hexdigest()
+    assert found.operators[1].model_sha256 == model != found.operators[0].model_sha256
+    assert found.software["made_by"] == bundle.manifest.producer
+    assert {"relu_ops", "apache-tvm", "llvm"} <= set(found.software["made_by"])
 
 
 def test_the_quick_plan_and_the_committed_plan_end_in_time() -> None:
@@ -530,7 +608,8 @@ def test_records_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: {**r, "format": 2}, r"the record's format is 2 \(this version reads 1\)"),
+        (lambda r: {**r, "format": 3}, r"the record's format is 3 \(this version reads 1 and 2\)"),
+        (lambda r: {**r, "operators": [{}]}, "is not a record of a benchmark: .*`case`"),
         (lambda r: {**r, "extra": 1}, "is not a record of a benchmark: .* `extra`"),
         (lambda r: {**r, "timings": [{}]}, "is not a record of a benchmark: .*`case`"),
         (lambda r: [], "is not a record of a benchmark"),
@@ -541,6 +620,16 @@ def test_what_is_no_record_is_refused(change: Any, message: str, tmp_path: Path)
     path.write_text(json.dumps(change(json.loads(record.encode(full_record())))))
     with pytest.raises(errors.ArgumentError, match=message):
         record.read(path)
+
+
+def test_a_record_of_the_time_of_shared_libraries_is_read(tmp_path: Path) -> None:
+    built = Built("relu", "float32", NATIVE, "relu(x)", "a" * 64, "b" * 64, 34464, (0.5,))
+    now = msgspec.structs.replace(full_record(), operators=(built,))
+    text = record.encode(now).decode()
+    assert text.count('"image_') == 2
+    old = text.replace('"format": 2', '"format": 1').replace('"image_', '"library_')
+    (tmp_path / "old.json").write_text(old)
+    assert record.read(tmp_path / "old.json") == now
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
@@ -713,6 +802,16 @@ def test_installed_sizes() -> None:
     assert process._applies("a>1") and not process._applies('a; extra == "test"')
 
 
+def test_compiled_files_count_wherever_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = process._own_bytes()
+    for name, size in {"_python.so": 10**7, "plan.c": 10**8}.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    monkeypatch.setattr(process._python, "__file__", str(tmp_path / "_python.so"))
+    assert 9e6 < process._own_bytes() - sources <= 1e7
+
+
 @pytest.mark.exhaustive
 def test_every_fresh_process() -> None:
     found = [item for item in process.measure() if item is not None]
@@ -727,7 +826,17 @@ def test_every_fresh_process() -> None:
 
 def test_what_is_known_of_the_machine() -> None:
     machine, software = environment.machine(), environment.software()
-    assert machine["levels"] and machine["flags"] and machine["usable_threads"] >= 1
+    assert machine["levels"] and machine["default_threads"] >= 1
+    assert set(targets.native().flags) < set(machine["flags"])
+    assert environment.last_level_cache_bytes() >= 2**18
     assert software["packages"]["numpy"] == np.__version__
     share = environment.Usage().share_of_others()
     assert share is None or share >= 0
+
+
+def test_what_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_text", lambda path: None)
+    machine = environment.machine()
+    assert {machine[name] for name in ("flags", "hypervisor", "cgroup_cpu_max")} == {None}
+    assert environment.Usage().share_of_others() is None
+    assert environment.last_level_cache_bytes() == 32 * 2**20

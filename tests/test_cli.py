@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,20 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
-import msgspec
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 
 import relu_ops
-from relu_ops import bundle, cache, cli, compiler, graphs, targets
+from relu_ops import bundle, cache, cli, compiler, graphs, manifest, targets
 from relu_ops.bench import tables
+from relu_ops.native import _python as native
 from relu_ops.targets import CPU_TARGETS
 
 ROOT = Path(relu_ops.__file__).parents[1]
 NATIVE = targets.native().name
-VERBS = ("export", "build", "inspect", "run", "verify", "bench", "tune", "plot", "doctor", "cache")
+VERBS = (
+    *("export", "build", "inspect", "run", "verify", "bench", "tune", "plot", "doctor", "cache"),
+    "config",
+)
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -70,6 +74,8 @@ def bundles(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model in models.glob("*.onnx"):
         if model.stem != "broken":
             compiler.build(model, "x86-64-v2", folder / model.stem)
+    several = {"half": models / "leaky.onnx", "sum": models / "add.onnx"}
+    compiler.build(several, "x86-64-v2", folder / "several")
     return folder
 
 
@@ -139,6 +145,13 @@ def test_unknown_verbs_and_actions(run: Run, arguments: list[str]) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("usage: relu-ops")
+
+
+def test_without_docstrings() -> None:
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "relu_ops", "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_as_a_module() -> None:
@@ -266,6 +279,49 @@ def test_build_for_this_machine(run: Run, models: Path, tmp_path: Path) -> None:
     assert found.manifest.targets == (NATIVE,)
 
 
+def test_build_of_several_models(run: Run, models: Path, tmp_path: Path) -> None:
+    """They are named as their files are, or as they are said to be."""
+    two, path = (models / "leaky.onnx", models / "add.onnx"), tmp_path / "a.bundle"
+    code, out, err = run("build", *two, "--output", path)
+    assert (code, out, err) == (0, f"{bundle.read(path).digest}\n", f"{path}: built for native\n")
+    assert bundle.read(path).handle.operators == ("leaky", "add")
+    assert run("build", *two, "--name", "a", "--name", "b c", "--output", path)[0] == 0
+    assert bundle.read(path).handle.operators == ("a", "b c")
+    assert run("build", two[0], "--name", "mine", "--output", path)[0] == 0
+    assert bundle.read(path).handle.operators == ("mine",)
+    assert run("build", two[0], "--output", path)[0] == 0
+    assert bundle.read(path).handle.operators == ("leaky_relu",)  # as the graph is called
+
+
+def test_build_refuses_wrong_names(run: Run, models: Path, tmp_path: Path) -> None:
+    one, other = models / "leaky.onnx", models / "add.onnx"
+    twice = "give each a name of its own: --name once for each model, in their order"
+    each = "build: --name must be given once for each model"
+    order = "hint: give them in the order of the models, or none"
+    for arguments, message in {
+        (one, other, "--name", "a"): f"{each} (2 models, 1 name)\n{order}",
+        (one, "--name", "a", "--name", "b"): f"{each} (1 model, 2 names)\n{order}",
+        (one, one): f"build: two operators would have the name 'leaky'\nhint: {twice}",
+        (one, other, "--name", "a", "--name", "a"): "build: two operators would have the name 'a'\n"
+        f"hint: {twice}",
+        (one, "--name", "a\tb"): "an operator's name must be a printable text of 1 to 200 "
+        "characters (not 'a\\tb')",
+    }.items():
+        refusal = f"relu-ops: {message}\n"
+        assert run("build", *arguments, "--output", tmp_path / "out") == (2, "", refusal)
+    assert os.listdir(tmp_path) == []
+
+
+def test_build_for_cuda_is_switched_off(run: Run, models: Path, tmp_path: Path) -> None:
+    arguments = ("build", models / "leaky.onnx", "--target", "cuda", "--output", tmp_path / "out")
+    assert run(*arguments) == (
+        2,
+        "",
+        "relu-ops: target cuda cannot be built for: CUDA is switched off in this version of "
+        "relu_ops\nhint: build for x86-64-v2, x86-64-v3, x86-64-v4\n",
+    )
+
+
 def test_build_refuses(run: Run, models: Path, tmp_path: Path) -> None:
     missing, out = tmp_path / "missing.onnx", tmp_path / "out"
     model = models / "leaky.onnx"
@@ -316,6 +372,23 @@ def test_run_writes(run: Run, bundles: Path, tmp_path: Path) -> None:
     assert np.load(y).tolist() == [[-0.5, 3]]
     assert run("run", bundles / "add", x, x, "--output", y)[0] == 0
     assert np.load(y).tolist() == [[0, 6]]
+
+
+def test_run_of_a_named_operator(run: Run, bundles: Path, tmp_path: Path) -> None:
+    x = saved(tmp_path / "x.npy", np.float32([-1, 3]))
+    path = bundles / "several"
+    assert run("run", path, x, "--name", "half") == (0, "[-0.5  3. ]\n", "")
+    assert run("run", path, x, x, "--name", "sum") == (0, "[0. 6.]\n", "")
+    assert run("run", path, x) == (
+        2,
+        "",
+        f"relu-ops: {path}: holds 2 operators; name must be one of half, sum\n",
+    )
+    assert run("run", path, x, "--name", "other") == (
+        2,
+        "",
+        f"relu-ops: {path}: has no operator called other; it has half, sum\n",
+    )
 
 
 def test_run_writes_over_its_input(run: Run, bundles: Path, tmp_path: Path) -> None:
@@ -371,7 +444,7 @@ def test_run_with_a_digest(run: Run, bundles: Path, tmp_path: Path) -> None:
     assert run("run", path, x, "--digest", "0" * 64) == (
         2,
         "",
-        f"relu-ops: {path}: manifest.json has the digest {digest}; it must have {'0' * 64}\n",
+        f"relu-ops: {path}: SHA256SUMS has the digest {digest}; it must have {'0' * 64}\n",
     )
 
 
@@ -446,20 +519,13 @@ def test_verify_as_json(run: Run, bundles: Path) -> None:
 
 
 def test_verify_fails(run: Run, models: Path, tmp_path: Path) -> None:
-    """A bundle whose libraries compute something else than its model says."""
-    path = tmp_path / "wrong.bundle"
-    manifest, contents = compiler.make(models / "leaky.onnx", "x86-64-v2")
-    _, others = compiler.make(graphs.leaky_relu(alpha=0.25), "x86-64-v2")
-    entries = [
-        bundle.File(f.path, f.role, f.target, bundle.digest_of(c), len(c), f.requires)
-        for f in manifest.files
-        for c in [others["x86-64-v2.so"] if f.target else contents[f.path]]
-    ]
-    bundle.write(
-        path,
-        msgspec.structs.replace(manifest, files=tuple(entries)),
-        {**contents, "x86-64-v2.so": others["x86-64-v2.so"]},
-    )
+    """A bundle whose image computes something else than its model says."""
+    path, name = tmp_path / "wrong.bundle", "x86-64-v2.image"
+    files = compiler.make(models / "leaky.onnx", "x86-64-v2")
+    others = compiler.make(graphs.leaky_relu(alpha=0.25), "x86-64-v2")
+    held = manifest.decode(files[manifest.FILE])
+    contents = {"leaky_relu.onnx": files["leaky_relu.onnx"], name: others[name]}
+    bundle.write(path, bundle.pack(held, contents))
     code, out, err = run("verify", path, "--case", "0")
     assert (code, err) == (1, "")
     assert out.splitlines()[-1] == "FAILED"
@@ -467,6 +533,33 @@ def test_verify_fails(run: Run, models: Path, tmp_path: Path) -> None:
     assert f"  reproduce: {reproduce}" in out.splitlines()
     code, out, _ = run("verify", path, "--json", "--case", "0")
     assert code == 1 and json.loads(out)["ok"] is False
+
+
+def test_verify_of_a_named_operator(run: Run, bundles: Path, tmp_path: Path) -> None:
+    path = bundles / "several"
+    for name in ("half", "sum"):
+        code, out, err = run("verify", path, "--name", name, "--case", "0")
+        assert (code, err) == (0, "")
+        assert out.startswith(f"verify {name}\n")
+    assert run("verify", path) == (
+        2,
+        "",
+        f"relu-ops: {path}: holds 2 operators; name must be one of half, sum\n",
+    )
+
+
+def test_a_reproduction_names_the_operator(run: Run, models: Path, tmp_path: Path) -> None:
+    path, name = tmp_path / "a b", "x86-64-v2.image"
+    right = {"one": models / "leaky.onnx", "the other": models / "add.onnx"}
+    wrong = {"one": graphs.leaky_relu(alpha=0.25), "the other": models / "add.onnx"}
+    files, others = compiler.make(right, "x86-64-v2"), compiler.make(wrong, "x86-64-v2")
+    held = manifest.decode(files[manifest.FILE])
+    contents = {f: files[f] for f in held.files} | {name: others[name]}
+    bundle.write(path, bundle.pack(held, contents))
+    code, out, _ = run("verify", path, "--name", "one", "--case", "0")
+    reproduce = f"relu-ops verify '{path}' --name one --seed 0 --target x86-64-v2 --case 0"
+    assert code == 1 and f"  reproduce: {reproduce}" in out.splitlines()
+    assert run("verify", path, "--name", "the other", "--case", "0")[0] == 0
 
 
 def test_verify_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
@@ -509,7 +602,7 @@ def test_bench_as_json(run: Run, bundles: Path, tmp_path: Path) -> None:
     found = json.loads(out)
     assert found == json.loads(path.read_text())
     assert {t["contestant"] for t in found["timings"]} >= {"relu_ops", "numpy"}
-    assert found["operators"][0]["target"] == NATIVE or found["operators"][0]["library_bytes"]
+    assert found["operators"][0]["image_bytes"] > 0
     code, out, err = run("bench", "--show", path)
     assert (code, err) == (0, "")
     assert out.splitlines()[2] == f"leaky_relu, float32, {found['timings'][0]['target']}, warm"
@@ -595,7 +688,7 @@ def test_cache(run: Run, own_cache: Path) -> None:
     assert run("cache", "list") == (0, "", "")
     key = "ab" * 32
     found = cache.fetch(key, lambda: compiler.make(graphs.relu(), "x86-64-v2"))
-    size = len(found.encoded) + sum(map(len, found.contents.values()))
+    size = sum(map(len, found.contents.values()))
     assert run("cache", "list") == (0, f"{key[:16]}  {size:>9,}  x86-64-v2   relu\n", "")
     assert run("cache", "clear") == (0, "", f"{own_cache}: 1 bundles removed\n")
     assert run("cache", "clear") == (0, "", f"{own_cache}: 0 bundles removed\n")
@@ -615,12 +708,17 @@ def test_inspect(run: Run, bundles: Path, models: Path, tmp_path: Path) -> None:
         assert isinstance(json.loads(out), dict)
     either = "do not go together\nhint: leave out one or the other"
     for arguments, message in {
-        ("--source", "c", "--json"): f"--source and --json {either}",
-        ("--source", "c", "--rebuild-check"): f"--source and --rebuild-check {either}",
-        ("--target", "cuda"): "--target names a target for --source, which is not given",
+        ("--source", "tir", "--json"): f"--source and --json {either}",
+        ("--source", "tir", "--rebuild-check"): f"--source and --rebuild-check {either}",
+        ("--target", "cuda"): "--target chooses what --source shows, and that is not given",
+        ("--name", "leaky_relu"): "--name chooses what --source shows, and that is not given",
     }.items():
         refusal = f"relu-ops: inspect: {message}\n"
         assert run("inspect", bundles / "leaky", *arguments) == (2, "", refusal)
+    several = ("inspect", bundles / "several", "--source", "assembly", "--target", "x86-64-v2")
+    code, out, err = run(*several, "--name", "sum")
+    assert (code, err) == (0, "") and out.startswith("sum::tile_0:")
+    assert run(*several)[0] == 2
     code, out, err = run("inspect", tmp_path / "missing")
     assert (code, out) == (2, "")
     assert err.startswith("relu-ops: ")
@@ -632,6 +730,40 @@ def test_doctor(run: Run) -> None:
     code, out, err = run("doctor", "--json")
     assert (code, err) == (0, "")
     assert isinstance(json.loads(out), dict)
+
+
+def test_config(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, err = run("config", "--include-dir")
+    assert (code, err) == (0, "")
+    include = Path(out.removesuffix("\n"))
+    assert (include / "relu_ops.h").is_file() and (include / "dlpack" / "dlpack.h").is_file()
+    folder = include.parent
+    assert run("config", "--library") == (0, f"{folder / 'librelu_ops.so'}\n", "")
+    cflags, libs = f"-I{include}", f"-L{folder} -Wl,-rpath,{folder} -lrelu_ops"
+    assert run("config", "--cflags") == (0, f"{cflags}\n", "")
+    assert run("config", "--libs", "--cflags") == (0, f"{cflags} {libs}\n", "")
+    assert run("config") == (
+        2,
+        "",
+        "relu-ops: config: nothing was asked for\nhint: for example --cflags --libs\n",
+    )
+    odd = tmp_path / "a folder" / "native"
+    shutil.copytree(include, odd / "include")
+    monkeypatch.setattr(native, "__file__", str(odd / "_python.so"))
+    missing = f"relu-ops: {odd / 'librelu_ops.so'}: is not there\nhint: install relu_ops again\n"
+    assert run("config", "--cflags") == (2, "", missing)
+    (odd / "librelu_ops.so").touch()
+    assert run("config", "--cflags") == (0, f"-I'{odd / 'include'}'\n", "")
+    assert run("config", "--library") == (0, f"{odd / 'librelu_ops.so'}\n", "")
+
+
+def test_plot_of_several_operators(run: Run, models: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'relu_ops[plot]'")
+    picture, path = tmp_path / "p.svg", tmp_path / "two.bundle"
+    two = {"half": models / "leaky.onnx", "whole": graphs.relu()}
+    compiler.build(two, "x86-64-v2", path)
+    code, out, err = run("plot", path, models / "leaky.onnx", "--output", picture)
+    assert (code, out, err) == (0, "", f"{picture}: half, whole, leaky from -10 to 10\n")
 
 
 def test_plot(run: Run, bundles: Path, tmp_path: Path) -> None:

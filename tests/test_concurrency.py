@@ -7,13 +7,14 @@ told to: it never hangs and never crashes.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from relu_ops import compiler, graphs
+from relu_ops import compiler, config, graphs
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +63,10 @@ def assert_fine(done: subprocess.CompletedProcess[str], output: str = "") -> Non
 _THREADS = """
 import sys, threading
 import numpy as np, relu_ops
-from relu_ops.runtime import library
-from relu_ops.runtime.threads import Settings
+from relu_ops.runtime.threads import Settings, configure
 op = relu_ops.load(sys.argv[1])
 count, calls, parallel_bytes = map(int, sys.argv[2:])
-library.configure_all(Settings(3, parallel_bytes, 1 << 62))
+configure(Settings(3, parallel_bytes, 1 << 62))
 start = threading.Barrier(count)
 right = []
 def work(number):
@@ -107,27 +107,33 @@ def test_64_threads_of_10_000_calls(bundle: Path, parallel_bytes: int) -> None:
     assert_fine(run_script(_THREADS, bundle, 64, 10_000, parallel_bytes, seconds=600), "64\n")
 
 
-def test_a_bound_call_under_way_outlives_what_was_bound(slow: Path) -> None:
-    """Another thread may change a partial while it is called: that call still ends well."""
-    code = """
-import sys, threading, time, weakref
+_UNDER_WAY = """
+import functools, sys, threading, time, weakref
 import numpy as np, relu_ops
+how = sys.argv[2]
 op = relu_ops.load(sys.argv[1])
 x, d = np.full(200_000, 3.0), np.full(200_000, 1.0)
 alive, out = weakref.ref(x), np.zeros_like(x)
-call = op.bind(x, d, out=out)
-del x, d
+if how == "bound":
+    call = functools.partial(op.bind(x, d, out=out))
+else:
+    call = functools.partial(op, x, d, out=out)
+del x, d, op
 caller = threading.Thread(target=call)
 caller.start()
 while not out[0]:
     time.sleep(0.001)
-call.inputs = call.views = None
-call.__setstate__((int, (), {}, {}))
+call.__setstate__((int, (), {}, {}))  # frees what it held: the operator and the arrays
 print(alive() is not None or not caller.is_alive())
 caller.join()
 print((out == 3).all(), alive() is None)
 """
-    assert_fine(run_script(code, slow), "True\nTrue True\n")
+
+
+@pytest.mark.parametrize("how", ["bound", "operator"])
+def test_a_call_under_way_outlives_what_it_was_made_of(slow: Path, how: str) -> None:
+    """Another thread may change a partial while it is called: that call still ends well."""
+    assert_fine(run_script(_UNDER_WAY, slow, how), "True\nTrue True\n")
 
 
 # ---------------------------------------------------------------- forks
@@ -141,7 +147,6 @@ path, method, count, busy = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv
 SECONDS = 2.0
 
 def answer(connection, begun):
-    import relu_ops.runtime.library as library
     relu_ops.set_num_threads(2)
     x = np.linspace(-1, 1, 200_000, dtype=np.float32)
     y = relu_ops.load(path)(x)
@@ -204,18 +209,182 @@ def test_200_children_answer(bundle: Path, tmp_path: Path, method: str, busy: st
     print(busy, done.stdout, end="")
 
 
+_WORKERS = """
+import os, sys, time
+import numpy as np, relu_ops
+from relu_ops.runtime.threads import Settings, configure
+
+def workers():
+    return len(os.listdir("/proc/self/task")) - 1
+
+def call(op, times):
+    x = np.linspace(-1, 1, 100_000, dtype=np.float32)
+    want = np.where(x < 0, x * np.float32(0.5), x)
+    return all((op(x) == want).all() for _ in range(times))
+
+configure(Settings(4, 0, 1 << 62))
+op = relu_ops.load(sys.argv[1])
+before = workers()
+right = call(op, 20)
+print(right, workers() - before, flush=True)
+for depth in range(3):
+    child = os.fork()
+    if child:
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    alone = workers()
+    right = call(op, 20)
+    print(alone, right, workers(), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_child_starts_workers_of_its_own(bundle: Path) -> None:
+    """It begins with the thread that forked, and has as many as its parent once it needs them."""
+    done = run_script(_WORKERS, bundle, seconds=60)
+    assert_fine(done, "True 3\n" + "0 True 3\n" * 3)
+
+
+# ---------------------------------------------------------------- one pool a process
+
+
+def built(folder: Path, name: str, source: str, *arguments: str) -> Path:
+    """Compile some C with what the package says; skips where there is no compiler."""
+    command = shutil.which("cc") or shutil.which("gcc")
+    if command is None:
+        pytest.skip("no C compiler on PATH")
+    (folder / f"{name}.c").write_text(source)
+    flags = config.values()["cflags"].split()
+    made = folder / name
+    subprocess.run(
+        [command, *flags, str(folder / f"{name}.c"), *arguments, "-o", str(made)], check=True
+    )
+    return made
+
+
+_SECOND = """
+#include <relu_ops.h>
+#include <stdlib.h>
+/* Another user of the core in one process: calls an operator, with 4 threads. 0: all went well. */
+int call(const char* path) {
+  relu_ops_bundle* bundle;
+  relu_ops_operator* op;
+  enum { N = 100000 };
+  int64_t shape[1] = {N};
+  float *x = malloc(sizeof(float) * N), *y = malloc(sizeof(float) * N);
+  for (int k = 0; k < N; ++k) x[k] = (float)(k - N / 2);
+  DLTensor in = {.data = x, .device = {kDLCPU, 0}, .ndim = 1, .dtype = {kDLFloat, 32, 1},
+                 .shape = shape}, out = in;
+  out.data = y;
+  if (relu_ops_require(RELU_OPS_API) || relu_ops_open(path, NULL, &bundle)) return 1;
+  if (relu_ops_load(bundle, NULL, NULL, &op)) return 2;
+  relu_ops_close(bundle);
+  relu_ops_options options = {.threads = 4};
+  for (int turn = 0; turn < 20; ++turn)
+    if (relu_ops_call(op, &in, &out, &options)) return 3;
+  for (int k = 0; k < N; ++k)
+    if (y[k] != (x[k] < 0 ? x[k] / 2 : x[k])) return 4;
+  relu_ops_release(op);
+  free(x);
+  free(y);
+  return 0;
+}
+"""
+
+_SHARED = """
+import ctypes, os, sys
+bundle, second, core, order = sys.argv[1:]
+
+def workers():
+    return len(os.listdir("/proc/self/task")) - 1
+
+def by_python():
+    import numpy as np, relu_ops
+    from relu_ops.runtime.threads import Settings, configure
+    configure(Settings(4, 0, 1 << 62))
+    op = relu_ops.load(bundle)
+    x = np.linspace(-1, 1, 100_000, dtype=np.float32)
+    return all((op(x, threads=4) == np.where(x < 0, x / 2, x)).all() for _ in range(20))
+
+def by_c():
+    return ctypes.CDLL(second).call(os.fsencode(bundle)) == 0
+
+def by_ctypes():
+    opened = ctypes.CDLL(core)
+    function = opened.relu_ops_version
+    function.restype = ctypes.c_char_p
+    return function().decode() != ""
+
+import numpy
+before = workers()  # of NumPy's own
+started = []
+for who in order.split(","):
+    right = {"python": by_python, "c": by_c, "ctypes": by_ctypes}[who]()
+    started.append((right, workers() - before))
+with open("/proc/self/maps") as file:
+    cores = {line.split()[-1] for line in file if "librelu_ops" in line}
+print(started, len(cores))
+"""
+
+
+@pytest.mark.parametrize("order", ["python,c,ctypes,python", "c,python,ctypes,c"])
+@pytest.mark.parametrize("where", ["beside the package", "elsewhere"])
+def test_all_share_one_pool(bundle: Path, tmp_path: Path, order: str, where: str) -> None:
+    """Python, a C library that is linked to the core, and who opens the core itself.
+
+    Also one that would find another copy of the core: of one name there is one in a process.
+    """
+    core = Path(config.values()["library"])
+    folder = core.parent
+    if where == "elsewhere" and order.startswith("python"):
+        folder = tmp_path / "copy"
+        folder.mkdir()
+        shutil.copy(core, folder)
+    link = ["-shared", "-fPIC", f"-L{folder}", "-lrelu_ops", f"-Wl,-rpath,{folder}"]
+    second = built(tmp_path, "second.so", _SECOND, *link)
+    done = run_script(_SHARED, bundle, second, core, order, seconds=60)
+    assert_fine(done, f"{[(True, 3)] * 4} 1\n")
+
+
+_UNLOADED = """
+import ctypes, _ctypes, gc, os, sys, time
+bundle, second, core = sys.argv[1:]
+
+def workers():
+    return len(os.listdir("/proc/self/task")) - 1
+
+for turn in range(3):
+    opened = [ctypes.CDLL(core), ctypes.CDLL(second)]
+    assert opened[1].call(os.fsencode(bundle)) == 0
+    assert workers() == 3, workers()
+    for one in reversed(opened):
+        _ctypes.dlclose(one._handle)
+    with open("/proc/self/maps") as file:
+        mapped = file.read()
+    assert second not in mapped
+    assert "librelu_ops" in mapped and workers() == 3
+    time.sleep(0.05)  # until workers sleep, and beyond
+print("fine")
+"""
+
+
+def test_unloading_with_living_workers_is_harmless(bundle: Path, tmp_path: Path) -> None:
+    core = Path(config.values()["library"])
+    link = ["-shared", "-fPIC", f"-L{core.parent}", "-lrelu_ops", f"-Wl,-rpath,{core.parent}"]
+    second = built(tmp_path, "second.so", _SECOND, *link)
+    assert_fine(run_script(_UNLOADED, bundle, second, core, seconds=60), "fine\n")
+
+
 # ---------------------------------------------------------------- signals
 
 
 _INTERRUPTED = """
 import os, signal, sys, threading, time
 import numpy as np, relu_ops
-from relu_ops.runtime import library
-from relu_ops.runtime.threads import Settings
+from relu_ops.runtime.threads import Settings, configure
 signal.signal(signal.SIGINT, signal.default_int_handler)
 op = relu_ops.load(sys.argv[1])
 rounds, threads, between = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "between"
-library.configure_all(Settings(threads, 0, 1 << 62))
+configure(Settings(threads, 0, 1 << 62))
 count = 1000 if between else 400_000
 x, d = np.full(count, 3.0), np.full(count, 1.0)
 y = np.zeros(count)
@@ -296,15 +465,22 @@ import atexit, os, sys, threading, time
 import numpy as np, relu_ops
 relu_ops.set_num_threads(2)
 op = relu_ops.load(sys.argv[1])
-large = np.ones(300_000, np.float32)
-small = np.ones(3, np.float32)
-def work(x):
-    out = np.empty_like(x)
+way = sys.argv[4]
+sizes = (300_000, 3, 20_000)
+def work(n):
+    x, out = np.ones(n, np.float32), np.empty(n, np.float32)
+    foreign, bound = x.astype(">f4"), op.bind(x, out=out)
     while True:
-        op(x, out=out)
-        op(x[::-1])
+        if way in ("native", "both"):
+            op(x, out=out)
+            op(x[::-1])
+            bound()
+        if way in ("careful", "both"):
+            op(foreign)
+            op(foreign[::-1], out=out)
+            op([1.0, -1.0])
 for k in range(6):
-    threading.Thread(target=work, args=((large, small)[k % 2],), daemon=True).start()
+    threading.Thread(target=work, args=(sizes[k % 3],), daemon=True).start()
 time.sleep(float(sys.argv[2]))
 if sys.argv[3] == "exit":
     sys.exit(0)
@@ -313,27 +489,29 @@ if sys.argv[3] == "raise":
 """
 
 
-def exit_with_threads(bundle: Path, rounds: int) -> None:
+def exit_with_threads(bundle: Path, rounds: int, way: str) -> None:
     for number in range(rounds):
         how = ("end", "exit", "raise")[number % 3]
-        done = run_script(_EXIT, bundle, 0.001 * (number % 40), how, seconds=60)
+        done = run_script(_EXIT, bundle, 0.001 * (7 * number % 40), how, way, seconds=60)
         expected = (1, "on purpose\n") if how == "raise" else (0, "")
         assert (done.returncode, done.stderr) == expected, (number, how)
 
 
-def test_the_interpreter_exits_while_threads_call(bundle: Path) -> None:
-    exit_with_threads(bundle, 6)
+@pytest.mark.parametrize("way", ["native", "careful", "both"])
+def test_the_interpreter_exits_while_threads_call(bundle: Path, way: str) -> None:
+    exit_with_threads(bundle, 9, way)
 
 
 @pytest.mark.exhaustive
-def test_the_interpreter_exits_while_threads_call_50_times(bundle: Path) -> None:
-    exit_with_threads(bundle, 50)
+@pytest.mark.parametrize("way", ["native", "careful", "both"])
+def test_the_interpreter_exits_while_threads_call_100_times(bundle: Path, way: str) -> None:
+    exit_with_threads(bundle, 100, way)
 
 
 @pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), 15)", "os.abort()"])
 def test_abrupt_ends_while_threads_call(bundle: Path, end: str) -> None:
     code = _EXIT.partition("if sys.argv[3]")[0] + end
-    done = run_script(code, bundle, 0.02, seconds=60)
+    done = run_script(code, bundle, 0.02, "", "both", seconds=60)
     assert done.returncode == {"os._exit(3)": 3, "os.abort()": -6}.get(end, -15)
 
 
@@ -342,19 +520,20 @@ def test_an_object_that_computes_when_all_modules_are_gone(bundle: Path) -> None
     code = """
 import os, sys
 import numpy as np, relu_ops
-from relu_ops.runtime import library
+from relu_ops.runtime import dispatch
 class Late:
     def __init__(self, op):
-        self.bound, self.compute = op.bind(np.full(3, -1, np.float32)), op._compute
-        sizes = (3, 2 * library.FEW_ELEMENTS)
+        self.bound, self.op = op.bind(np.full(3, -1, np.float32)), op
+        sizes = (3, 100_000)
         self.arrays = [(np.full(n, -1, np.float32), np.zeros(n, np.float32)) for n in sizes]
         self.want = [np.full(n, -0.5, np.float32).tobytes() for n in sizes]
-    def __del__(self, write=os.write, library=library):
+    def __del__(self, write=os.write, dispatch=dispatch):
         self.bound()
         for (x, out), want in zip(self.arrays, self.want):
-            self.compute((x,), out)
-            write(1, b"right " if out.tobytes() == want else b"wrong ")
-        write(1, b"at the end" if library._opened is None else b"too early")
+            self.op(x, out=out)
+            made = self.op(x)
+            write(1, b"right " if out.tobytes() == made.tobytes() == want else b"wrong ")
+        write(1, b"at the end" if dispatch.Operator is None else b"too early")
 sys.late = Late(relu_ops.load(sys.argv[1]))
 """
     done = subprocess.run(

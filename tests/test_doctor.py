@@ -13,7 +13,8 @@ import children
 import pytest
 
 from relu_ops import doctor, targets
-from relu_ops.runtime import headers, tuning
+from relu_ops.native import _python as native
+from relu_ops.runtime import tuning
 from relu_ops.targets import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +57,9 @@ def test_the_report_is_plain_data_and_says_what_is_here() -> None:
     assert report["advice"] == []
     assert report["cache"]["problem"] is None
     assert report["targets"]["native"] == targets.native().name
+    assert report["native"]["version"] == report["relu_ops"]["version"]
+    assert Path(report["native"]["path"]).is_file()
+    assert report["cuda"]["state"] == targets.CUDA_IS_OFF
 
 
 def test_it_imports_nothing_big() -> None:
@@ -83,11 +87,11 @@ def test_its_extras_are_those_of_the_package() -> None:
 
 
 def test_a_base_install_runs_and_is_told_how_to_do_more(without: Any) -> None:
-    without("onnx", "apache-tvm", "onnxruntime", "matplotlib")
+    without("onnx", "apache-tvm", "pyelftools", "capstone", "onnxruntime", "matplotlib")
     report = doctor.report()
     assert report["can"] == {
         "run": None,
-        "compile": "not installed: onnx, apache-tvm",
+        "compile": "not installed: onnx, apache-tvm, pyelftools",
         "verify": "not installed: onnxruntime",
         "plot": "not installed: matplotlib",
     }
@@ -97,8 +101,9 @@ def test_a_base_install_runs_and_is_told_how_to_do_more(without: Any) -> None:
         "to plot: pip install 'relu_ops[plot]'",
     ]
     text = doctor.render(report)
-    assert "apache-tvm      not installed (relu_ops[compile]: compiling operators)" in text
-    assert "compile: no (not installed: onnx, apache-tvm)" in text
+    assert "apache-tvm    not installed (relu_ops[compile]: compiling operators)" in text
+    assert "compile: no (not installed: onnx, apache-tvm, pyelftools)" in text
+    assert "capstone      not installed (relu_ops[inspect]: showing the machine code that" in text
 
 
 def test_a_module_of_another_distribution_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,29 +117,28 @@ def test_a_module_of_another_distribution_counts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib.metadata, "version", gpu_build)
     report = doctor.report()
     assert report["can"]["verify"] is None
-    assert "onnxruntime     installed, version unknown" in doctor.render(report)
+    assert "onnxruntime   installed, version unknown" in doctor.render(report)
 
 
-def test_without_a_c_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("CXX", "CC"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("PATH", "")
+def test_no_tool_of_the_machine_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but packages is needed: what PATH, CC and CXX say changes nothing."""
     report = doctor.report()
-    reason = report["can"]["compile"]
-    assert reason.startswith("building an operator needs a C or C++ compiler")
-    assert report["can"]["verify"] == f"cannot compile: {reason}"
-    assert report["can"]["run"] is None
-    assert report["advice"] == [
-        "to compile: install one (Debian: apt-get install g++), or load a bundle that was built "
-        "elsewhere"
-    ]
-
-
-def test_a_compiler_that_cannot_be_run_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/no/such/compiler --fast")
+    monkeypatch.setenv("CC", "'")
+    monkeypatch.setenv("PATH", "")
+    assert doctor.report() == report
+
+
+def test_a_native_library_of_another_version_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "VERSION", "0.0.9")
     report = doctor.report()
-    assert report["can"]["compile"] == "/no/such/compiler cannot be run"
-    assert report["advice"] == ["to compile: set CXX to the command of a C++ compiler"]
+    problem = f"it is not of relu_ops {report['relu_ops']['version']}: the package was installed in"
+    assert report["native"]["problem"] == f"{problem} part"
+    assert report["can"]["run"] == f"{problem} part"
+    assert report["advice"] == ["to run: pip install --force-reinstall relu_ops"]
+    assert f"native    0.0.9 at {report['native']['path']} ({problem} part)" in doctor.render(
+        report
+    )
 
 
 def test_a_machine_that_runs_nothing_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,38 +187,6 @@ def test_a_wrong_number_of_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert report["advice"] == ["to run: unset RELU_OPS_NUM_THREADS, or correct it"]
 
 
-def test_the_driver_and_nvcc_are_found_where_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 99.9, V99.9.1'\n")
-    nvcc.chmod(0o755)
-    monkeypatch.setattr("relu_ops.compiler.toolchain.places_of_nvcc", lambda: iter([nvcc]))
-    found = doctor.report()["cuda"]
-    assert found["nvcc"] == str(nvcc)
-    assert found["nvcc_version"] == "Cuda compilation tools, release 99.9, V99.9.1"
-
-    class Driver:
-        def __init__(self, name: str) -> None:
-            assert name == "libcuda.so.1"
-
-        def cuDriverGetVersion(self, pointer: Any) -> int:
-            pointer._obj.value = 13020
-            return 0
-
-    monkeypatch.setattr("ctypes.CDLL", Driver)
-    assert doctor.report()["cuda"]["driver"] == "CUDA 13.2"
-
-
-def test_it_says_how_calls_read_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "NumPy arrays are read where they lie" in doctor.render(doctor.report())
-    monkeypatch.setattr(headers, "array_type", lambda: 0)
-    report = doctor.report()
-    assert report["calls"]["reads_headers"] is False
-    assert "not read where they lie: 20 us more a call" in doctor.render(report)
-
-
 def test_it_says_whether_a_tuning_is_in_force(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,12 +213,11 @@ def test_it_says_whether_a_tuning_is_in_force(
 PROBES = [
     "_relu_ops",
     "_python",
-    "_calls",
+    "_native",
     "_package",
     "_machine",
     "_threads",
     "_targets",
-    "_c_compiler",
     "_cuda",
 ]
 
@@ -261,9 +232,7 @@ def test_a_probe_that_dies_is_a_line_of_the_report(
     monkeypatch.setattr(doctor, probe, die)
     report = doctor.report()
     json.dumps(report)
-    assert "cannot tell: RuntimeError: out of luck" in doctor.render(report) or (
-        probe == "_c_compiler" and "RuntimeError: out of luck" in doctor.render(report)
-    )
+    assert "cannot tell: RuntimeError: out of luck" in doctor.render(report)
 
 
 def test_every_probe_may_die(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -419,7 +419,14 @@ def test_too_many_inputs_are_refused() -> None:
     inputs = [value(f"x{k}", shape=["N"]) for k in range(1025)]
     nodes = [helper.make_node("Max", [i.name for i in inputs], ["y"])]
     bad = model(nodes, inputs, [value("y", shape=["N"])])
-    assert refusal(bad) == "the model has 1025 inputs; it must have at most 1024"
+    assert refusal(bad) == "the model has 1025 inputs; it must have at most 512"
+
+
+def test_too_many_outputs_are_refused() -> None:
+    nodes = [helper.make_node("Relu", ["x"], [f"y{k}"]) for k in range(513)]
+    outputs = [value(f"y{k}", shape=["N"]) for k in range(513)]
+    bad = model(nodes, [value("x", shape=["N"])], outputs)
+    assert refusal(bad) == "the model has 513 outputs; it must have at most 512"
 
 
 def test_sparse_initializers_are_refused() -> None:

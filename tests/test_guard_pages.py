@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pages
 import pytest
-from cases import TARGETS, random_array
+from cases import NEVER, TARGETS, random_array
 
 from relu_ops import compiler, graphs, reference
 from relu_ops.compiler import frontend
@@ -28,7 +28,6 @@ EVERY_LENGTH = range(LONGEST + 1)
 MANY_LENGTHS = (*range(260), *range(260, LONGEST + 1, 37), LONGEST)
 SOME_LENGTHS = (0, 1, 3, 8, 15, 17, 33, 63, 64, 65, 129, 1000, 4100)
 
-NEVER = 1 << 62
 MODES = {
     "usual": Settings(1, NEVER, NEVER),
     "two threads": Settings(2, 0, NEVER),
@@ -48,8 +47,7 @@ _CALLER = """
 import faulthandler, sys
 faulthandler.enable()
 import numpy as np, pages, relu_ops
-from relu_ops.runtime import library
-from relu_ops.runtime.threads import Settings
+from relu_ops.runtime.threads import Settings, configure
 
 folder, target, lengths, offsets, *jobs = sys.argv[1:]
 lengths = np.load(lengths).tolist()
@@ -95,7 +93,7 @@ for job in jobs:
     expected = held["expected"]
     inputs = [held[key] for key in sorted(held) if key != "expected"]
     op = relu_ops.load(f"{folder}/{name}.bundle", target=target)
-    library.configure_all(Settings(*map(int, numbers)))
+    configure(Settings(*map(int, numbers)))
     for end in (False, True):
         check(op, inputs, expected, end)
 print(calls)

@@ -44,8 +44,7 @@ import numpy as np, layouts, relu_ops
 from relu_ops import ir, reference
 from relu_ops.compiler import frontend
 from relu_ops.errors import ArgumentError, ArgumentTypeError
-from relu_ops.runtime import library
-from relu_ops.runtime.threads import Settings
+from relu_ops.runtime.threads import Settings, configure
 from relu_ops.semantics import DTYPES
 from cases import same_bits
 warnings.simplefilter("ignore")
@@ -53,7 +52,7 @@ warnings.simplefilter("ignore")
 folder, target, first, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 names = sys.argv[5:]
 operators = {n: relu_ops.load(f"{folder}/{n}.bundle", target=target) for n in names}
-graphs = {n: frontend.import_model(f"{folder}/{n}.bundle/model.onnx") for n in names}
+graphs = {n: frontend.import_model(op.bundle.model(op.name)) for n, op in operators.items()}
 outcomes = collections.Counter()
 
 def fail(seed, name, what):
@@ -112,7 +111,7 @@ for seed in range(first, first + count):
     name = names[seed % len(names)]
     op, graph = operators[name], graphs[name]
     threads, parallel, stream = [(1, 1 << 62, 1 << 62), (3, 0, 1 << 62), (2, 0, 0)][seed // 7 % 3]
-    library.configure_all(Settings(threads, parallel, stream))
+    configure(Settings(threads, parallel, stream))
     same_shape = graph.inputs[0].shape is not None
     case = layouts.case(seed, [DTYPES[t.dtype].numpy for t in graph.inputs], same_shape)
     expected = reference_of(graph, case)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import mmap
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -12,7 +14,7 @@ from cases import TARGETS, compiled
 
 from relu_ops import graphs
 from relu_ops.errors import ArgumentError
-from relu_ops.runtime import memory
+from relu_ops.runtime import arrays, memory
 from relu_ops.runtime.operator import Operator
 
 LARGE = memory.LEAST_BYTES // 4
@@ -62,11 +64,52 @@ def test_it_is_an_ordinary_array() -> None:
         assert flags.writeable and flags.aligned and flags[f"{order}_CONTIGUOUS"]
         assert array.shape == (3, LARGE) and array.dtype == F32
         assert array.ctypes.data % memory._HUGE_PAGE == 0
-    like = memory.empty_like(np.zeros((LARGE, 2), np.float32, "F"), np.dtype(np.int32))
-    assert like.flags.f_contiguous and like.dtype == np.int32
-    stepped = np.zeros((LARGE, 4), np.float32)[:, ::2]
-    assert memory.empty_like(stepped, F32).shape == stepped.shape
     assert memory.empty((3,), F32).base is None
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_an_output_lies_as_the_first_input_does(dtype: type) -> None:
+    """Of a large array, and of a small one, which the native way makes."""
+    for rows in (5, LARGE):
+        columns = np.zeros((rows, 2), np.float32, "F")
+        like = arrays._empty_like(columns, columns.shape, np.dtype(dtype))
+        assert like.flags.f_contiguous and like.dtype == dtype
+        stepped = np.zeros((rows, 4), np.float32)[:, ::2]
+        assert arrays._empty_like(stepped, stepped.shape, F32).shape == stepped.shape
+        other = arrays._empty_like(columns, (2, rows), np.dtype(dtype))
+        assert other.shape == (2, rows) and other.flags.c_contiguous
+
+
+def test_large_outputs_are_recycled(relu: Operator) -> None:
+    """In every memory order: the native way leaves them to this module."""
+    x = np.ones((2, LARGE), np.float32)
+    for given in (x, np.asfortranarray(x)):
+        y = relu(given)
+        address = y.ctypes.data
+        assert y.flags.c_contiguous == given.flags.c_contiguous
+        del y
+        assert relu(given).ctypes.data == address
+    small = np.ones(LARGE - 1, np.float32)
+    memory._free.clear()
+    relu(small)
+    assert not memory._free
+
+
+def test_a_sandbox_that_refuses_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said, and blocks are recycled all the same: the system keeps them."""
+
+    class Unadvised(mmap.mmap):
+        def madvise(self, *advice: int) -> None:
+            refusals.append(advice)
+            raise PermissionError(1, "Operation not permitted")
+
+    refusals: list[object] = []
+    unraised: list[object] = []
+    monkeypatch.setattr(mmap, "mmap", Unadvised)
+    monkeypatch.setattr(sys, "unraisablehook", unraised.append)
+    address = memory.empty((LARGE,), F32).ctypes.data
+    assert memory.empty((LARGE,), F32).ctypes.data == address
+    assert len(refusals) >= 2 and not unraised
 
 
 def test_what_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 from cases import TARGETS, compiled_everywhere
 from onnx import helper
 
-from relu_ops import compiler, graphs, reference, semantics
+from relu_ops import bundle, compiler, graphs, reference, semantics
 from relu_ops.compiler import frontend, legalize
 from relu_ops.semantics import DTYPES, OPERATORS, PRIMITIVES
 from relu_ops.verification import same, special_values
@@ -215,5 +215,5 @@ def test_float32_every_pattern(graph: str) -> None:
 
 
 def test_semantics_version_is_in_the_bundle() -> None:
-    manifest, _ = compiler.make(graphs.relu(), TARGETS[:1])
-    assert manifest.semantics == semantics.SEMANTICS_VERSION
+    held = bundle.from_contents("<memory>", compiler.make(graphs.relu(), TARGETS[:1]))
+    assert held.manifest.semantics == semantics.SEMANTICS_VERSION

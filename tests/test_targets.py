@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import platform
 import re
@@ -9,13 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import children
 import pytest
 
-from relu_ops import bundle, targets
-from relu_ops.bundle import Bundle, File, Manifest, Tensor
+from relu_ops import bundle, compiler, graphs, targets
+from relu_ops.bundle import Bundle
 from relu_ops.errors import TargetError
+from relu_ops.native import _python as native
 from relu_ops.runtime import dispatch
-from relu_ops.targets import CPU_TARGETS, TARGETS, Machine, Target
+from relu_ops.targets import CPU_TARGETS, TARGETS, Machine
 
 ARCHITECTURES = ("cuda-sm_75", "cuda-sm_80", "cuda-sm_90", "cuda-sm_100", "cuda-sm_120")
 KNOWN = "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
@@ -29,7 +32,6 @@ def machine(*levels: str, without: tuple[str, ...] = ()) -> Machine:
 
 OLD = Machine("x86_64", "made up", frozenset({"pni"}))
 ARM = Machine("aarch64", "made up", frozenset({"asimd"}))
-UNREADABLE = Machine("x86_64")
 
 
 def refused(message: str, call: Callable[[], Any]) -> None:
@@ -117,26 +119,31 @@ def test_one_missing_flag_rules_a_level_out(level: str) -> None:
             assert targets.native(partial) == lower
 
 
+NO_TARGET = "no target runs on this machine's CPU:\n"
+ELSEWHERE = "\nhint: name the target of another machine, and run what is built for it there"
+
+
 def test_a_higher_level_does_not_stand_in_for_a_lower_flag() -> None:
     odd = machine("x86-64-v4", without=("sse4_2",))
     refused(
-        "no variant can run on this machine's CPU:\n"
+        f"{NO_TARGET}"
         "  x86-64-v2: the processor or its operating system lacks sse4_2\n"
         "  x86-64-v3: the processor or its operating system lacks sse4_2\n"
-        "  x86-64-v4: the processor or its operating system lacks sse4_2\n"
-        "hint: build one for it with relu_ops.build(model, targets=['native'], path=...)",
+        f"  x86-64-v4: the processor or its operating system lacks sse4_2{ELSEWHERE}",
         lambda: targets.native(odd),
     )
 
 
-def test_refusal_lists_every_variant_and_why() -> None:
+def test_what_runs_can_be_checked() -> None:
+    targets.check_runs(TARGETS["x86-64-v3"], machine("x86-64-v3"))
     refused(
-        "no variant can run on this machine's CPU:\n"
-        "  x86-64-v4: the processor or its operating system lacks avx512f, avx512bw, avx512cd, "
-        "avx512dq, avx512vl\n"
-        "  cuda-sm_90: it runs on a GPU (not on the CPU)\n"
-        "hint: build one for it with relu_ops.build(model, targets=['native'], path=...)",
-        lambda: targets.choose(["x86-64-v4", "cuda-sm_90"], machine("x86-64-v3")),
+        "x86-64-v4 cannot run on this machine: the processor or its operating system lacks "
+        "avx512f, avx512bw, avx512cd, avx512dq, avx512vl",
+        lambda: targets.check_runs(TARGETS["x86-64-v4"], machine("x86-64-v3")),
+    )
+    refused(
+        "cuda cannot run on this machine: it runs on a GPU (not on the CPU)",
+        lambda: targets.check_runs(TARGETS["cuda"], machine("x86-64-v3")),
     )
 
 
@@ -148,116 +155,145 @@ def test_another_architecture() -> None:
         targets.native(ARM)
 
 
-def test_no_variants_at_all() -> None:
-    refused(
-        "no variant can run on this machine's CPU:\n"
-        "  (there is none)\n"
-        "hint: build one for it with relu_ops.build(model, targets=['native'], path=...)",
-        lambda: targets.choose([], machine("x86-64-v4")),
-    )
-
-
-def test_what_cannot_be_read_is_taken_as_absent() -> None:
+def test_what_is_not_there_is_absent() -> None:
     with pytest.raises(TargetError, match="lacks cx16, lahf_lm, popcnt"):
-        targets.native(UNREADABLE)
+        targets.native(Machine("x86_64"))
 
 
-def test_order_of_the_names_does_not_matter() -> None:
-    every = machine(*CPU_TARGETS)
-    for names in (CPU_TARGETS, CPU_TARGETS[::-1], ("cuda", *CPU_TARGETS)):
-        assert targets.choose(names, every).name == CPU_TARGETS[-1]
-
-
-def test_this_machine_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machine_is_probed() -> None:
     found = targets.this_machine()
     assert found.architecture == platform.machine()
+    assert found.flags == native.processor_features()
     assert found is targets.this_machine()
-    if Path("/proc/cpuinfo").exists() and found.architecture == "x86_64":
-        assert "sse2" in found.flags
     assert targets.resolve("native") == targets.native(found)
 
-    def unreadable(*_: object, **__: object) -> object:
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="another processor has other features")
+def test_the_processor_and_linux_say_the_same() -> None:
+    """Of what a target may require: Linux lists a feature where it saves the registers for it."""
+    every = {flag for row in TARGETS.values() for flag in row.flags}
+    fields = dict(
+        line.split("\t: ", 1)
+        for line in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        if "\t: " in line
+    )
+    listed = {name.strip(): value for name, value in fields.items()}["flags"].split()
+    assert targets.this_machine().flags == every & set(listed)
+    assert targets.this_machine().cpu == fields["model name"]
+
+
+def test_a_machine_without_cpuinfo_runs_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under systemd's ProcSubset=pid: the processor is asked, not the file."""
+    opened: list[object] = []
+
+    def unreadable(path: Path, **_: object) -> object:
+        opened.append(path)
         raise PermissionError
 
     monkeypatch.setattr(Path, "open", unreadable)
-    assert targets.this_machine.__wrapped__() == Machine(platform.machine())
+    found = targets.this_machine.__wrapped__()
+    assert opened == [Path("/proc/cpuinfo")]
+    assert found == Machine(platform.machine(), "unknown", targets.this_machine().flags)
+    assert targets.native(found) == targets.native()
 
 
-# ---------------------------------------------------------------- choosing a variant of a bundle
+# ---------------------------------------------------------------- choosing an image of a bundle
 
 
+@functools.cache
 def held(*names: str) -> Bundle:
-    """A bundle with libraries of no content: none may be opened."""
-    digest = bundle.digest_of(b"")
-    files = [File("model.onnx", "model", None, digest, 0, {})]
-    files += [File(f"{name}.so", "library", name, digest, 0, {}) for name in names]
-    manifest = Manifest(
-        format=1,
-        semantics=1,
-        operator="op",
-        inputs=(Tensor("x", "float32", None),),
-        outputs=(Tensor("y", "float32", None),),
-        output_terms=((),),
-        requirements=(),
-        tvm_ffi_abi="0.1",
-        producer={},
-        files=tuple(files),
-    )
-    contents = {file.path: b"" for file in files}
-    return bundle.from_contents("op.bundle", bundle.encode(manifest), contents)
+    """A bundle with images for some targets."""
+    return bundle.from_contents("op.bundle", compiler.make(graphs.relu(), names))
 
 
-@pytest.mark.parametrize("asked", [None, "native"])
-def test_the_best_variant_is_chosen(asked: str | None) -> None:
-    every = held(*CPU_TARGETS)
+def chosen(names: tuple[str, ...], machine: Machine) -> str:
+    return held(*names).handle.choose(machine.architecture, machine.flags)
+
+
+def test_the_best_image_is_chosen() -> None:
     for level in CPU_TARGETS:
-        assert dispatch.choose(every, asked, machine(level)).name == level
-    two = held("x86-64-v2", "x86-64-v4")
-    assert dispatch.choose(two, asked, machine("x86-64-v3")).name == "x86-64-v2"
+        assert chosen(CPU_TARGETS, machine(level)) == level
+        assert chosen(CPU_TARGETS[::-1], machine(level)) == level
+    assert chosen(("x86-64-v2", "x86-64-v4"), machine("x86-64-v3")) == "x86-64-v2"
+    assert held(*CPU_TARGETS).handle.choose() == targets.native().name
 
 
-def test_a_variant_is_chosen_by_name() -> None:
-    every = held(*CPU_TARGETS)
-    for name in CPU_TARGETS:
-        chosen: Target = dispatch.choose(every, name, machine("x86-64-v4"))
-        assert chosen.name == name
+@pytest.mark.parametrize("level", CPU_TARGETS)
+def test_the_core_and_the_table_agree(level: str) -> None:
+    """On every machine that lacks one feature of the highest level."""
+    for flag in TARGETS[CPU_TARGETS[-1]].flags:
+        partial = machine(*CPU_TARGETS, without=(flag,))
+        try:
+            found = chosen((level,), partial)
+        except TargetError as error:
+            reason = targets.why_not(TARGETS[level], partial)
+            assert str(error).splitlines()[1] == f"  {level}: {reason}"
+        else:
+            assert found == level
+            assert targets.why_not(TARGETS[level], partial) is None
 
 
-def test_a_variant_that_is_not_there() -> None:
+def test_a_refusal_lists_every_image_and_why() -> None:
+    hint = "hint: build one for it with relu_ops.build(model, targets=['native'], path=...)"
+    lacking = "the processor or its operating system lacks"
     refused(
-        "op.bundle: has no variant for x86-64-v4; it has:\n"
-        "  x86-64-v2: can run\n"
-        "  x86-64-v3: the processor or its operating system lacks avx2, fma",
-        lambda: dispatch.choose(
-            held("x86-64-v2", "x86-64-v3"),
-            "x86-64-v4",
-            machine("x86-64-v3", without=("avx2", "fma")),
-        ),
-    )
-
-
-def test_a_variant_that_cannot_run() -> None:
-    refused(
-        "op.bundle: x86-64-v3 cannot run on this machine: the processor is aarch64 (not x86_64); "
-        "it has:\n"
-        "  x86-64-v3: the processor is aarch64 (not x86_64)",
-        lambda: dispatch.choose(held("x86-64-v3"), "x86-64-v3", ARM),
+        "no variant can run on this machine's CPU:\n"
+        f"  x86-64-v2: {lacking} cx16, lahf_lm, popcnt, sse4_1, sse4_2, ssse3\n"
+        f"  x86-64-v4: {lacking} cx16, lahf_lm, popcnt, sse4_1, sse4_2, ssse3, avx, avx2, bmi1, "
+        "bmi2, f16c, fma, abm, movbe, xsave, avx512f, avx512bw, avx512cd, avx512dq, avx512vl\n"
+        f"{hint}",
+        lambda: chosen(("x86-64-v2", "x86-64-v4"), OLD),
     )
     refused(
         "no variant can run on this machine's CPU:\n"
-        "  x86-64-v2: the processor or its operating system lacks cx16, lahf_lm, popcnt, sse4_1, "
-        "sse4_2, ssse3\n"
-        "hint: build one for it with relu_ops.build(model, targets=['native'], path=...)",
-        lambda: dispatch.choose(held("x86-64-v2"), None, OLD),
+        f"  x86-64-v3: the processor is aarch64 (not x86_64)\n{hint}",
+        lambda: chosen(("x86-64-v3",), ARM),
     )
 
 
-def test_no_library_is_opened_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(_: bytes) -> None:
-        raise AssertionError("a library was opened")
+def test_an_image_is_taken_by_name() -> None:
+    for name in targets.runnable():
+        for asked in (name, TARGETS[name].name):
+            assert dispatch.operator_of(held(*CPU_TARGETS), target=asked).target == name
+    for best in (None, "native"):
+        found = dispatch.operator_of(held(*CPU_TARGETS), target=best)
+        assert found.target == targets.native().name
 
-    monkeypatch.setattr("relu_ops.runtime.library._load_from_memory", opened)
-    monkeypatch.setattr(targets, "this_machine", lambda: ARM)
-    for asked in (None, "native", *CPU_TARGETS):
-        with pytest.raises(TargetError):
-            dispatch.operator_of(held(*CPU_TARGETS), target=asked)
+
+def test_an_image_that_is_not_there() -> None:
+    refused(
+        "op.bundle: has no variant for x86-64-v4; it has:\n  x86-64-v2: can run",
+        lambda: dispatch.operator_of(held("x86-64-v2"), target="x86-64-v4"),
+    )
+    refused(
+        "op.bundle: has no variant for cuda; it has:\n  x86-64-v2: can run",
+        lambda: dispatch.operator_of(held("x86-64-v2"), target="cuda"),
+    )
+    refused(
+        f"target 'x86-64-v9' is not known\n{KNOWN}",
+        lambda: dispatch.operator_of(held("x86-64-v2"), target="x86-64-v9"),
+    )
+
+
+def test_no_image_is_mapped_that_cannot_run() -> None:
+    """Reading a bundle maps nothing; nor does a refusal."""
+    code = """
+from pathlib import Path
+from relu_ops import bundle, compiler, graphs
+from relu_ops.errors import TargetError
+from relu_ops.runtime import dispatch
+files = compiler.make(graphs.relu(), ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
+mapped = lambda: Path("/proc/self/maps").read_text().count("/memfd:relu_ops")
+held = bundle.from_contents("op.bundle", files)
+for ask in (lambda: held.handle.choose("aarch64", ()), lambda: held.handle.choose("x86_64", ())):
+    try:
+        ask()
+        raise AssertionError
+    except TargetError:
+        pass
+before = mapped()
+op = dispatch.operator_of(held)
+print(before, mapped() > 0)
+"""
+    done = children.run(code)
+    assert (done.stdout, done.stderr) == ("0 True\n", "")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import children
 import numpy as np
@@ -13,10 +14,12 @@ import pytest
 from cases import TARGETS, compiled
 
 import relu_ops
-from relu_ops import graphs, reference
+from relu_ops import bundle, compiler, graphs, reference
+from relu_ops import manifest as manifests
 from relu_ops.compiler import frontend
+from relu_ops.compiler.disassembly import functions
 from relu_ops.errors import ArgumentError, ArgumentTypeError
-from relu_ops.runtime import library, threads
+from relu_ops.runtime import dispatch, threads
 from relu_ops.runtime.threads import Settings
 from relu_ops.verification import random_values, same
 
@@ -32,8 +35,9 @@ SIZES = (1, 2, 15, 16, 17, 63, 64, 65, 1000, 1023, 1024, 1025, 8192, 100_003)
 
 @pytest.fixture(autouse=True)
 def restore() -> Iterator[None]:
+    before = threads.settings()
     yield
-    library.configure_all(threads.settings())
+    threads.configure(before)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -43,7 +47,7 @@ def test_no_bit_changes_and_no_guard_word(target: str, dtype: str, mode: str) ->
     model = graphs.relu(dtype=dtype)
     graph = frontend.import_model(model)
     operator = compiled(model, target)
-    library.configure_all(MODES[mode])
+    threads.configure(MODES[mode])
     draw = np.random.default_rng(0)
     for size in SIZES:
         for offset in (0, 1, 7):
@@ -53,6 +57,39 @@ def test_no_bit_changes_and_no_guard_word(target: str, dtype: str, mode: str) ->
             operator(x, out=out)
             assert same(out, reference.evaluate(graph, [x])[0]).all(), (size, offset)
             assert (room[: 13 + offset] == 42).all() and (room[13 + offset + size :] == 42).all()
+
+
+RETURN = 0xC3
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_stores_go_past_the_cache_where_they_should(target: str) -> None:
+    """An operator whose plain kernels do nothing writes what its streaming twins write."""
+    files = compiler.make(graphs.relu(), target)
+    image = bytearray(files.pop(f"{target}.image"))
+    for function in functions(bytes(image), "relu"):
+        if not function.name.endswith("_stream"):
+            image[function.at] = RETURN
+    files[f"{target}.image"] = bytes(image)
+    held = bundle.pack(manifests.decode(files[manifests.FILE]), without_lists(files))
+    operator = dispatch.operator_of(bundle.from_contents("silent", held), target=target)
+    x, out = np.ones(1 << 16, np.float32), aligned(1 << 16)
+    for stream_bytes, written in ((0, 1), (2 * x.nbytes, 1), (2 * x.nbytes + 1, 42)):
+        for count in (1, 3):
+            threads.configure(Settings(count, 0, stream_bytes))
+            out[:] = 42
+            operator(x, out=out)
+            assert (out == written).all(), (stream_bytes, count)
+
+
+def without_lists(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {k: v for k, v in files.items() if k not in (bundle.SUMS, manifests.FILE)}
+
+
+def aligned(count: int) -> np.ndarray:
+    room = np.empty(count + 16, np.float32)
+    start = -room.ctypes.data % 64 // 4
+    return room[start : start + count]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -69,7 +106,7 @@ def test_broadcast_chains(layout: str, mode: str) -> None:
     (expected,) = reference.evaluate(graph, inputs)
     for target in TARGETS:
         operator = compiled(model, target)
-        library.configure_all(MODES[mode])
+        threads.configure(MODES[mode])
         assert same(operator(*inputs), expected).all()
         view = np.asfortranarray(inputs[0])
         assert same(operator(view, *inputs[1:]), expected).all()
@@ -100,7 +137,7 @@ def test_blocked_quantization(axis: int) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_in_place(mode: str) -> None:
     operator = compiled(graphs.leaky_relu(alpha=0.5), TARGETS[-1])
-    library.configure_all(MODES[mode])
+    threads.configure(MODES[mode])
     x = np.linspace(-5, 5, 70_001, dtype=np.float32)
     expected = np.where(x < 0, np.float32(0.5) * x, x)
     operator(x, out=x)
@@ -109,7 +146,7 @@ def test_in_place(mode: str) -> None:
 
 def test_many_callers_at_once() -> None:
     operator = compiled(graphs.relu(), TARGETS[-1])
-    library.configure_all(MODES["two threads"])
+    threads.configure(MODES["two threads"])
     x = np.linspace(-5, 5, 50_000, dtype=np.float32)
     expected = np.where(x < 0, np.float32(0), x)
     wrong: list[int] = []
@@ -228,13 +265,43 @@ print(relu_ops.get_num_threads())
     assert done.stdout == "1\n"
 
 
-def test_the_variable_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RELU_OPS_NUM_THREADS", "3")
-    assert relu_ops.get_num_threads() == 3
-    monkeypatch.setenv("RELU_OPS_NUM_THREADS", "many")
-    with pytest.raises(ArgumentError) as caught:
-        relu_ops.get_num_threads()
-    assert str(caught.value) == "RELU_OPS_NUM_THREADS must be 1 to 256 (not 'many')"
+_ASKS = """
+import relu_ops
+from relu_ops.errors import ArgumentError
+for ask in (
+    relu_ops.get_num_threads,
+    lambda: relu_ops.load(BUNDLE).name,
+    lambda: relu_ops.set_num_threads(None),
+    lambda: relu_ops.set_num_threads(4),
+):
+    try:
+        print(ask())
+    except ArgumentError as error:
+        print(error.message)
+"""
+
+
+def test_the_variable_is_heard(tmp_path: Path) -> None:
+    """A wrong one by whoever loads an operator, too: at a call it would be too late to say so."""
+    compiler.build(graphs.relu(), "native", tmp_path / "a.bundle")
+    asks = _ASKS.replace("BUNDLE", repr(str(tmp_path / "a.bundle")))
+    done = children.run(asks, RELU_OPS_NUM_THREADS="3")
+    assert (done.stdout, done.stderr) == ("3\nrelu\nNone\nNone\n", "")
+    for wrong in ("many", "0", "257", "-1", "2 ", "1e1"):
+        done = children.run(asks, RELU_OPS_NUM_THREADS=wrong)
+        refusal = f"RELU_OPS_NUM_THREADS must be 1 to 256 (not {wrong!r})\n"
+        assert (done.stdout, done.stderr) == (refusal * 4, "")
+
+
+def test_settings_come_back_after_a_while() -> None:
+    mine = Settings(2, 3, 4, 5)
+    threads.configure(mine)
+    with threads.num_threads(7):
+        assert threads.settings() == (7, *threads.default_settings(7)[1:])
+        with threads.num_threads(None):
+            assert threads.settings() == threads.default_settings()
+        assert relu_ops.get_num_threads() == 7
+    assert threads.settings() == mine
 
 
 def test_a_wrong_number_of_threads_is_refused() -> None:
@@ -260,7 +327,7 @@ def test_interruption_leaves_the_pool_usable() -> None:
 
 def _interrupt_calls() -> None:
     operator = compiled(graphs.relu(), TARGETS[-1])
-    library.configure_all(MODES["two threads"])
+    threads.configure(MODES["two threads"])
     x = np.zeros(1 << 22, np.float32)
     timer = threading.Timer(0.02, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()

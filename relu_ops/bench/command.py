@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from relu_ops import targets
-from relu_ops.bench import cases, peers, plots, record, runner, tables
+from relu_ops.bench import cases, limit, peers, plots, record, runner, tables
 from relu_ops.bench.cases import CASES, Case
+from relu_ops.bench.peers import Skipped
 from relu_ops.bench.record import MODES, WARM, Record
 from relu_ops.bench.runner import ALL_SIZES, Group, Settings
 from relu_ops.errors import ArgumentError, require
@@ -55,7 +58,7 @@ def groups(options: argparse.Namespace) -> tuple[list[Group], Settings, runner.M
         options.peer or (),
     )
     if options.threads is None:
-        count = thread_settings.default_threads()
+        count = thread_settings.default_settings().threads
     else:
         count = thread_settings.parse_count("bench: threads", options.threads)
     settings = Settings(threads=count, **(runner.QUICK if options.quick else {}))
@@ -80,7 +83,7 @@ def _subjects(options: argparse.Namespace) -> _Subjects:
 
 
 def _of_path(path: Path) -> _Subjects:
-    """The case of a model file or of a bundle; a bundle has operators, a model gets them."""
+    """The case of a model file or those of a bundle, which has operators; a model gets one."""
     from relu_ops import bundle as bundles
     from relu_ops.compiler import frontend
     from relu_ops.runtime import dispatch
@@ -88,10 +91,16 @@ def _of_path(path: Path) -> _Subjects:
     if not path.is_dir():
         proto = frontend.read_model(path)
         return [cases.case_of(proto, proto.graph.name or path.stem)], runner.compiled, "native"
-    best = dispatch.load(path)
-    proto = frontend.read_model(best.bundle.contents[bundles.MODEL])
-    case = cases.case_of(proto, best.name)
-    return [case], lambda _case, _dtype, name: dispatch.load(path, target=name), best.target.name
+    bundle = bundles.read(path)
+    every = [
+        cases.case_of(frontend.read_model(bundle.model(name)), name)
+        for name in bundle.handle.operators
+    ]
+
+    def make(case: Case, _dtype: str, target: str) -> Any:
+        return dispatch.operator_of(bundle, name=case.name, target=target)
+
+    return every, make, bundle.handle.choose()
 
 
 def check_outputs(record_path: str | None, picture_folder: str | None) -> None:
@@ -119,7 +128,16 @@ def check_outputs(record_path: str | None, picture_folder: str | None) -> None:
 def run(options: argparse.Namespace, progress: Progress) -> Record:
     """Measure what a command line asks for."""
     planned, settings, make = groups(options)
+    say_what_is_missing(planned)
     return runner.measure(planned, settings, make, progress)
+
+
+def say_what_is_missing(planned: Iterable[Group]) -> None:
+    """Say on stderr, before minutes of measuring, that there will be no limit, and why."""
+    for loops in dict.fromkeys(limit.of(group.target) for group in planned):
+        if isinstance(loops, Skipped) and sys.stderr is not None:
+            hint = f"\nhint: {loops.hint}" if loops.hint else ""
+            print(f"bench: the machine's limit is left out: {loops.reason}{hint}", file=sys.stderr)
 
 
 def committed(levels: Sequence[str] | None = None) -> list[Group]:

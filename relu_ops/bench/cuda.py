@@ -1,6 +1,7 @@
 """Peers on a CUDA device, timed by the device's own events: torch, CuPy, relu_ops, and a copy.
 
-Untested where no device is: then each is left out, and says so.
+Untested where no device is: then each is left out, and says so. While CUDA is switched off, no plan
+has a target of theirs: see `runner.plan`.
 """
 
 from __future__ import annotations

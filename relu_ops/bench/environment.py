@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -14,32 +15,32 @@ from typing import Any
 from relu_ops import targets
 from relu_ops._version import __version__
 from relu_ops.bench import peers
-from relu_ops.compiler import toolchain
 from relu_ops.runtime import threads
 
 _CPU = Path("/sys/devices/system/cpu")
+_USUAL_CACHE_BYTES = 32 * 2**20
 
 
 def machine() -> dict[str, Any]:
     """The machine and what this process may use of it."""
-    probed = targets.this_machine()
+    probed, flags = targets.this_machine(), _flags()
     return {
         "cpu": probed.cpu,
         "architecture": probed.architecture,
-        "flags": sorted(probed.flags),
+        "flags": flags,
         "levels": list(targets.runnable(probed)),
         "caches": _caches(),
         "processors": os.cpu_count(),
         "affinity": sorted(os.sched_getaffinity(0)),
         "cgroup_cpu_max": _text("/sys/fs/cgroup/cpu.max"),
         "cgroup_memory_max": _text("/sys/fs/cgroup/memory.max"),
-        "usable_threads": threads.usable_threads(),
+        "default_threads": threads.default_settings().threads,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "huge_pages": _text("/sys/kernel/mm/transparent_hugepage/enabled"),
         "governor": _text(_CPU / "cpu0/cpufreq/scaling_governor"),
         "kernel": f"{platform.system()} {platform.release()}",
         "libc": " ".join(platform.libc_ver()),
-        "hypervisor": "hypervisor" in probed.flags,
+        "hypervisor": None if flags is None else "hypervisor" in flags,
         "cuda": _cuda_devices(),
     }
 
@@ -52,7 +53,6 @@ def software() -> dict[str, Any]:
     return {
         "relu_ops": __version__,
         "python": platform.python_version(),
-        "c_compiler": toolchain.producer()["c_compiler"],
         "packages": {name: version for name, version in sorted(packages.items()) if version},
         **_commit(),
     }
@@ -97,6 +97,19 @@ def _text(path: str | Path) -> str | None:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
+
+
+def _flags() -> list[str] | None:
+    """Every flag of the first processor: more than a target requires."""
+    match = re.search(r"^flags\s*:(.*)$", _text("/proc/cpuinfo") or "", re.MULTILINE)
+    return sorted(match[1].split()) if match else None
+
+
+def last_level_cache_bytes() -> int:
+    """The size of the largest cache of the first processor, or a usual one."""
+    sizes = [re.fullmatch(r"(\d+)([KMG])", cache["size"] or "") for cache in _caches()]
+    units = {"K": 10, "M": 20, "G": 30}
+    return max((int(m[1]) << units[m[2]] for m in sizes if m), default=_USUAL_CACHE_BYTES)
 
 
 def _caches() -> list[dict[str, Any]]:

@@ -1,9 +1,13 @@
 /* The limit: loops that move the bytes of an operator and do next to nothing else.
  *
- * Written by hand with the widest vectors of the level that it is compiled for (-march). Ordinary
- * and non-temporal stores; one thread, or several that spin for their next job between start and
- * stop, which is the cheapest dispatch there is (and nothing to ship: it burns a core while idle).
+ * Each level has its own, with its widest vectors; whoever calls chooses one that the processor has.
+ * Ordinary and non-temporal stores; one thread, or several that spin for their next job between start
+ * and stop, which is the cheapest dispatch there is (and nothing to ship: it burns a core while idle).
  * Everything is timed here, so that a call from Python costs nothing.
+ *
+ * Compiled once, with the package, for x86-64. Loops must stay loops (-fno-tree-loop-distribute-patterns:
+ * no call of memcpy), compute what is written (no fast math), and begin at cache lines
+ * (-falign-loops=64).
  */
 #define _GNU_SOURCE
 #include <immintrin.h>
@@ -14,90 +18,48 @@
 #include <string.h>
 #include <time.h>
 
-#if defined(__AVX512F__)
-#define WIDTH 64
-#define STREAM(p, v) _mm512_stream_si512((__m512i*)(p), (__m512i)(v))
-#elif defined(__AVX2__)
-#define WIDTH 32
-#define STREAM(p, v) _mm256_stream_si256((__m256i*)(p), (__m256i)(v))
-#else
-#define WIDTH 16
-#define STREAM(p, v) _mm_stream_si128((__m128i*)(p), (__m128i)(v))
-#endif
+#define EXPORT __attribute__((visibility("default")))
 
-typedef long long Vector __attribute__((vector_size(WIDTH)));
-typedef float Floats __attribute__((vector_size(WIDTH)));
-typedef Vector Unaligned __attribute__((aligned(1), may_alias));
-
-#define LOAD(p) ((Vector)(*(const Unaligned*)(p)))
-#define STORE(p, v) (*(Unaligned*)(p) = (v))
-
-#define COPY(x, i) LOAD((x)[0] + (i))
-#define SCALE(x, i) ((Vector)((Floats)LOAD((x)[0] + (i)) * 0.5f))
-#define COMBINE2(x, i) (LOAD((x)[0] + (i)) ^ LOAD((x)[1] + (i)))
-#define COMBINE3(x, i) (COMBINE2(x, i) ^ LOAD((x)[2] + (i)))
-
-/* Four vectors in flight; what is left over goes through a buffer of one vector. */
-#define LOOP(NAME, COMPUTE, PUT, FENCE)                                                       \
-  static __attribute__((noinline)) void NAME(char* y, const char* const* x, size_t bytes) {   \
-    size_t i = 0;                                                                             \
-    for (; i + 4 * WIDTH <= bytes; i += 4 * WIDTH) {                                          \
-      Vector a = COMPUTE(x, i), b = COMPUTE(x, i + WIDTH);                                    \
-      Vector c = COMPUTE(x, i + 2 * WIDTH), d = COMPUTE(x, i + 3 * WIDTH);                    \
-      PUT(y + i, a);                                                                          \
-      PUT(y + i + WIDTH, b);                                                                  \
-      PUT(y + i + 2 * WIDTH, c);                                                              \
-      PUT(y + i + 3 * WIDTH, d);                                                              \
-    }                                                                                         \
-    for (; i + WIDTH <= bytes; i += WIDTH) PUT(y + i, COMPUTE(x, i));                         \
-    if (i < bytes) {                                                                          \
-      char tail[3][WIDTH] __attribute__((aligned(WIDTH))) = {{0}};                            \
-      const char* const t[3] = {tail[0], tail[1], tail[2]};                                   \
-      for (int k = 0; k < 3; ++k)                                                             \
-        if (x[k]) memcpy(tail[k], x[k] + i, bytes - i);                                       \
-      Vector last = COMPUTE(t, 0);                                                            \
-      memcpy(y + i, &last, bytes - i);                                                        \
-    }                                                                                         \
-    FENCE;                                                                                    \
-  }
-
-LOOP(copy, COPY, STORE, (void)0)
-LOOP(scale, SCALE, STORE, (void)0)
-LOOP(combine2, COMBINE2, STORE, (void)0)
-LOOP(combine3, COMBINE3, STORE, (void)0)
-LOOP(copy_streaming, COPY, STREAM, _mm_sfence())
-LOOP(scale_streaming, SCALE, STREAM, _mm_sfence())
-LOOP(combine2_streaming, COMBINE2, STREAM, _mm_sfence())
-LOOP(combine3_streaming, COMBINE3, STREAM, _mm_sfence())
+#define JOINED(a, b) a##_##b
+#define NAMED(name, level) JOINED(name, level) /* of what `level` stands for, as in the next */
+#define QUOTED(x) #x
+#define TEXT(x) QUOTED(x)
 
 typedef void (*Loop)(char*, const char* const*, size_t);
+typedef uint64_t (*Sum)(const char*, size_t);
 
-/* In the order of limit.py's names; the second of a pair has non-temporal stores. */
-static const Loop loops[] = {copy,     copy_streaming,     scale,    scale_streaming,
-                             combine2, combine2_streaming, combine3, combine3_streaming};
+#define LOOPS 8
 
-/* ------------------------------------------------------------------------------------------ */
-/* Reading: the next step, and clearing the caches */
+typedef struct {
+  const char* name;
+  Sum sum;
+  Loop loops[LOOPS];
+} Level;
 
-/* The sum of an array's 64-bit words; bytes left over count as one more. */
-uint64_t limit_sum(const char* x, size_t bytes) {
-  Vector a = {0}, b = {0}, c = {0}, d = {0};
-  size_t i = 0;
-  for (; i + 4 * WIDTH <= bytes; i += 4 * WIDTH) {
-    a += LOAD(x + i);
-    b += LOAD(x + i + WIDTH);
-    c += LOAD(x + i + 2 * WIDTH);
-    d += LOAD(x + i + 3 * WIDTH);
-  }
-  a = (a + b) + (c + d);
-  uint64_t total = 0;
-  for (int k = 0; k < WIDTH / 8; ++k) total += (uint64_t)a[k];
-  for (; i < bytes; i += 8) {
-    uint64_t word = 0;
-    memcpy(&word, x + i, bytes - i < 8 ? bytes - i : 8);
-    total += word;
-  }
-  return total;
+#define LEVEL v2
+#define WIDTH 16
+#define STREAM(p, v) _mm_stream_si128((__m128i*)(p), (__m128i)(v))
+#include "limit_loops.h"
+
+#define LEVEL v3
+#define WIDTH 32
+#define STREAM(p, v) _mm256_stream_si256((__m256i*)(p), (__m256i)(v))
+#include "limit_loops.h"
+
+#define LEVEL v4
+#define WIDTH 64
+#define STREAM(p, v) _mm512_stream_si512((__m512i*)(p), (__m512i)(v))
+#include "limit_loops.h"
+
+static const Level* const levels[] = {&level_v2, &level_v3, &level_v4};
+
+#define LEVELS ((int)(sizeof levels / sizeof *levels))
+
+/* The number of a level, by its name; -1 where there is none. */
+EXPORT int limit_level(const char* name) {
+  for (int k = 0; k < LEVELS; ++k)
+    if (!strcmp(levels[k]->name, name)) return k;
+  return -1;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -108,6 +70,7 @@ uint64_t limit_sum(const char* x, size_t bytes) {
 
 typedef struct {
   Loop loop; /* NULL: every thread reads the whole of x[0], to clear its caches */
+  Sum sum;
   char* y;
   const char* x[3];
   size_t bytes;
@@ -129,7 +92,7 @@ static volatile uint64_t sink;
 
 static void share(const Job* job, int thread) {
   if (!job->loop) {
-    sink = limit_sum(job->x[0], job->bytes);
+    sink = job->sum(job->x[0], job->bytes);
     return;
   }
   size_t lines = (job->bytes + LINE - 1) / LINE;
@@ -167,7 +130,7 @@ static void* worker(void* argument) {
 }
 
 /* Wake so many threads, the caller counted; returns how many there are. */
-int limit_start(int threads) {
+EXPORT int limit_start(int threads) {
   if (threads > MOST_THREADS) threads = MOST_THREADS;
   while (pool.workers < threads - 1) {
     pthread_t thread;
@@ -185,7 +148,7 @@ int limit_start(int threads) {
 }
 
 /* Let them sleep: nothing may spin while somebody else is timed. */
-void limit_stop(void) {
+EXPORT void limit_stop(void) {
   atomic_store(&pool.active, 0);
   while (atomic_load(&pool.awake) > 0) _mm_pause();
 }
@@ -209,22 +172,23 @@ static double now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Seconds for all repeats of one loop; with `consume`, one thread then sums up the output.
- * Streaming needs y at a multiple of 64. Between limit_start(threads) and limit_stop(). */
-double limit_run(int loop, int threads, char* y, const char* a, const char* b, const char* c,
-                 size_t bytes, int64_t repeats, int consume) {
-  Job job = {loops[loop], y, {a, b, c}, bytes, threads};
+/* Seconds for all repeats of one loop of a level, by number; with `consume`, one thread then sums up the
+ * output. Streaming needs y at a multiple of 64. Between limit_start(threads) and limit_stop(). */
+EXPORT double limit_run(int level, int loop, int threads, char* y, const char* a, const char* b,
+                        const char* c, size_t bytes, int64_t repeats, int consume) {
+  const Level* chosen = levels[level];
+  Job job = {chosen->loops[loop], chosen->sum, y, {a, b, c}, bytes, threads};
   double start = now();
   for (int64_t k = 0; k < repeats; ++k) {
     dispatch(&job);
-    if (consume) sink = limit_sum(y, bytes);
+    if (consume) sink = job.sum(y, bytes);
     __asm__ volatile("" ::: "memory");
   }
   return now() - start;
 }
 
 /* Read a buffer larger than the caches, on every thread: what they held before is gone. */
-void limit_sweep(const char* buffer, size_t bytes, int threads) {
-  Job job = {NULL, NULL, {buffer, NULL, NULL}, bytes, threads};
+EXPORT void limit_sweep(int level, const char* buffer, size_t bytes, int threads) {
+  Job job = {NULL, levels[level]->sum, NULL, {buffer, NULL, NULL}, bytes, threads};
   dispatch(&job);
 }

@@ -1,4 +1,4 @@
-"""The limit of the machine: copy and scale loops, compiled on the spot for a level.
+"""The limit of the machine: copy and scale loops for each level, compiled with the package.
 
 What they move is what an operator has to move: so many arrays in, one out. The limit of a case is
 the fastest of them, measured in the same rounds as everybody else.
@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from relu_ops.bench import cases
-from relu_ops.compiler import toolchain
-from relu_ops.errors import BuildError
-from relu_ops.runtime import threads as thread_settings
-
-_SOURCE = Path(__file__).with_name("limit.c")
-# Loops must stay loops: neither a call of memcpy nor anything that fast math allows.
-_FLAGS = (
-    *("-x", "c", "-std=gnu11", "-O3", "-fno-tree-loop-distribute-patterns", "-fPIC"),
-    *("-shared", "-pthread"),
-)
+from relu_ops.bench import cases, environment
+from relu_ops.bench.peers import NOT_INSTALLED, UNSUPPORTED, Skipped
+from relu_ops.native import _python
 
 # A streaming store never wins where everything fits into a core's own cache, nor a second thread
 # where one is done within a microsecond: those loops would only cost time.
@@ -67,17 +57,18 @@ LOOPS: tuple[Loop, ...] = (
 
 
 class Limit:
-    """The loops, compiled for one level.
+    """The loops of one level, which this machine has to run.
 
     Attributes:
         target: The level.
         raw_sum: As `sum`, of an address and a number of bytes: for use inside a timed call.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, library: ctypes.CDLL, level: int) -> None:
         self.target = target
-        self._library = _compiled(target)
-        self.raw_sum = self._library.limit_sum
+        self.raw_sum = _sum_of(library, target)
+        self._library = library
+        self._level = level
 
     @contextmanager
     def awake(self, threads: int) -> Iterator[int]:
@@ -109,30 +100,46 @@ class Limit:
         pointers = [x.ctypes.data for x in inputs] + [None] * (3 - len(inputs))
         with self.awake(threads) as count:
             seconds: float = self._library.limit_run(
-                *(loop.number, count, y.ctypes.data, *pointers, y.nbytes, repeats, int(consume))
+                *(self._level, loop.number, count, y.ctypes.data, *pointers),
+                *(y.nbytes, repeats, int(consume)),
             )
         return seconds
 
     def sum(self, y: np.ndarray) -> int:
         """The sum of the 64-bit words of a contiguous array, modulo 2**64."""
-        total: int = self._library.limit_sum(y.ctypes.data, y.nbytes)
+        total: int = self.raw_sum(y.ctypes.data, y.nbytes)
         return total
 
     def sweep(self, threads: int) -> None:
         """Clear the caches of so many threads by reading twice the last-level cache."""
         buffer = _sweep_buffer()
         with self.awake(threads) as count:
-            self._library.limit_sweep(buffer.ctypes.data, buffer.nbytes, count)
+            self._library.limit_sweep(self._level, buffer.ctypes.data, buffer.nbytes, count)
+
+
+def path() -> Path:
+    """Where the compiled loops are, if they are: beside the extension, wherever that was put."""
+    return Path(_python.__file__).with_name("_limit.so")
 
 
 @functools.cache
-def of(target: str) -> Limit:
-    """The loops of a level, compiled once in a process.
-
-    Raises:
-        BuildError: There is no C compiler, or it failed.
-    """
-    return Limit(target)
+def of(target: str) -> Limit | Skipped:
+    """The loops of a level, or why there are none: not every build of relu_ops has them."""
+    file = path()
+    if not file.is_file():
+        return Skipped(
+            NOT_INSTALLED,
+            f"this build of relu_ops came without its loops ({file})",
+            "install a wheel of relu_ops for x86-64, or build it there",
+        )
+    try:
+        library = _declared(ctypes.CDLL(str(file)))
+    except OSError as error:
+        return Skipped(UNSUPPORTED, f"its loops cannot be loaded: {error}", "install relu_ops anew")
+    level: int = library.limit_level(target.encode())
+    if level < 0:
+        return Skipped(UNSUPPORTED, f"relu_ops has no loops for {target}")
+    return Limit(target, library, level)
 
 
 def contestants(
@@ -158,39 +165,32 @@ def contestants(
 
 @functools.cache
 def _sweep_buffer() -> np.ndarray:
-    size = 2 * thread_settings.last_level_cache_bytes()
+    size = 2 * environment.last_level_cache_bytes()
     buffer = cases.aligned((size,), np.dtype(np.uint8))
     buffer[...] = 1
     return buffer
 
 
-def _compiled(target: str) -> ctypes.CDLL:
-    with tempfile.TemporaryDirectory(prefix="relu_ops_limit_") as folder:
-        path = Path(folder) / "limit.so"
-        command = [*toolchain.c_compiler(), *_FLAGS, f"-march={target}", str(_SOURCE)]
-        command += ["-o", str(path)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise BuildError(f"the C compiler cannot be run: {error}") from error
-        if done.returncode:
-            raise BuildError(f"the limit's loops do not compile:\n{done.stderr.strip()}")
-        return _declared(ctypes.CDLL(str(path)))
-
-
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    library.limit_level.argtypes = [ctypes.c_char_p]
+    library.limit_level.restype = ctypes.c_int
     library.limit_start.argtypes = [ctypes.c_int]
     library.limit_start.restype = ctypes.c_int
     library.limit_stop.argtypes = []
     library.limit_stop.restype = None
     library.limit_run.argtypes = [
-        *(ctypes.c_int, ctypes.c_int, pointer, pointer, pointer, pointer),
+        *(ctypes.c_int, ctypes.c_int, ctypes.c_int, pointer, pointer, pointer, pointer),
         *(size, ctypes.c_int64, ctypes.c_int),
     ]
     library.limit_run.restype = ctypes.c_double
-    library.limit_sum.argtypes = [pointer, size]
-    library.limit_sum.restype = ctypes.c_uint64
-    library.limit_sweep.argtypes = [pointer, size, ctypes.c_int]
+    library.limit_sweep.argtypes = [ctypes.c_int, pointer, size, ctypes.c_int]
     library.limit_sweep.restype = None
     return library
+
+
+def _sum_of(library: ctypes.CDLL, target: str) -> Callable[..., int]:
+    function = library[f"limit_sum_{target.rpartition('-')[2]}"]
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    function.restype = ctypes.c_uint64
+    return function

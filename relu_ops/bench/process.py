@@ -23,6 +23,7 @@ from typing import Any
 from relu_ops.bench import litert, peers, record
 from relu_ops.bench.record import Process
 from relu_ops.errors import MissingDependencyError
+from relu_ops.native import _python
 
 ROUNDS = 5
 BUILDS = 5
@@ -271,8 +272,10 @@ def _files_bytes(package: str) -> int:
 
 
 def _own_bytes() -> int:
-    root = Path(__file__).parents[1]
-    return sum(_size(path) for path in root.rglob("*") if path.suffix != ".pyc")
+    """What relu_ops itself takes: its sources and, wherever those were put, its compiled files."""
+    sources, compiled = Path(__file__).parents[1], Path(_python.__file__).parent
+    files = {path.resolve() for folder in (sources, compiled) for path in folder.rglob("*")}
+    return sum(_size(path) for path in files if path.suffix not in (".pyc", ".c"))
 
 
 def _size(path: Path) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from relu_ops.errors import ArgumentError
 
-FORMAT = 1
+FORMAT = 2
 
 WARM, COLD, CONSUME = "warm", "cold", "consume"
 MODES = (WARM, COLD, CONSUME)
@@ -145,8 +145,8 @@ class Built(_Row, frozen=True):
         target: For which level.
         formula: For people.
         model_sha256: Of the ONNX model.
-        library_sha256: Of its library.
-        library_bytes: The size of the library.
+        image_sha256: Of its image; in a record of format 1, of a shared library.
+        image_bytes: The size of the image.
         build_seconds: How long compiling it took, without the cache; several times, or never.
     """
 
@@ -155,8 +155,8 @@ class Built(_Row, frozen=True):
     target: str
     formula: str
     model_sha256: str
-    library_sha256: str
-    library_bytes: int
+    image_sha256: str
+    image_bytes: int
     build_seconds: tuple[float, ...] = ()
 
 
@@ -276,18 +276,26 @@ def read(path: str | os.PathLike[str]) -> Record:
     except OSError as error:
         raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        header = msgspec.json.decode(content, type=_Header)
-        if header.format != FORMAT:
+        version = msgspec.json.decode(content, type=_Header).format
+        if version not in (1, FORMAT):
             raise ArgumentError(
-                f"{path}: the record's format is {header.format} (this version reads {FORMAT})"
+                f"{path}: the record's format is {version} (this version reads 1 and {FORMAT})"
             )
-        return msgspec.json.decode(content, type=Record)
+        found = msgspec.json.decode(_upgraded(content), type=Record)
+        return msgspec.structs.replace(found, format=FORMAT)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{path}: is not a record of a benchmark: {error}") from error
 
 
 class _Header(msgspec.Struct):
     format: int
+
+
+def _upgraded(content: bytes) -> bytes:
+    """The text of a record with the keys of this format: 1 was of the time of shared libraries."""
+    for key in (b"sha256", b"bytes"):
+        content = content.replace(b'"library_' + key + b'":', b'"image_' + key + b'":')
+    return content
 
 
 # ---------------------------------------------------------------------------------------------

@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from relu_ops import bundle as bundles
 from relu_ops import targets
 from relu_ops.bench import cases, checking, cuda, environment, limit, peers, process, record
 from relu_ops.bench.cases import Case
 from relu_ops.bench.peers import Prepared, Problem, Skipped
 from relu_ops.bench.record import COLD, CONSUME, LIMIT, WARM, Built, Deviation, Record, Skip, Timing
-from relu_ops.errors import ArgumentError, BuildError, ReluOpsError
+from relu_ops.errors import ArgumentError, ReluOpsError, TargetError
 from relu_ops.runtime import threads as thread_settings
 from relu_ops.verification import Progress
 
@@ -67,7 +66,7 @@ class Settings:
         seed: Of the data and of the order.
     """
 
-    threads: int = field(default_factory=thread_settings.default_threads)
+    threads: int = field(default_factory=lambda: thread_settings.default_settings().threads)
     rounds: int = 21
     sample_seconds: float = 3e-3
     processes: bool = False
@@ -135,8 +134,12 @@ def _participants(level: str, levels: Sequence[str], names: Sequence[str]) -> tu
 
 def _runnable(level: str) -> str:
     target = targets.resolve(level)
-    if target.kind == "cpu":
-        targets.choose([target.name], targets.this_machine())
+    if target.kind == "cuda":
+        raise TargetError(
+            f"bench: target {target} cannot be measured: {targets.CUDA_IS_OFF}",
+            f"measure for {', '.join(targets.runnable())}",
+        )
+    targets.check_runs(target)
     return target.name
 
 
@@ -193,7 +196,7 @@ def measure(
         created=created.isoformat(timespec="seconds"),
         took_seconds=round(time.monotonic() - began, 1),
         machine=environment.machine() | {"share_of_others": usage.share_of_others()},
-        software=environment.software(),
+        software=environment.software() | {"made_by": measurement.made_by},
         settings=_described(settings),
         operators=tuple(measurement.operators.values()),
         timings=tuple(measurement.timings),
@@ -207,8 +210,8 @@ def _described(settings: Settings) -> dict[str, Any]:
     own = thread_settings.settings()
     return {
         **vars(settings),
-        "relu_ops": vars(own),
-        "swept_bytes": 2 * thread_settings.last_level_cache_bytes(),
+        "relu_ops": own._asdict(),
+        "swept_bytes": 2 * environment.last_level_cache_bytes(),
         "alignment": cases.ALIGNMENT,
     }
 
@@ -244,6 +247,8 @@ class _Measurement:
         self.skipped: list[Skip] = []
         self.processes: list[record.Process] = []
         self.operators: dict[tuple[str, str, str], Built] = {}
+        # Operators that are measured together are of one bundle, or of this very version's cache.
+        self.made_by: dict[str, str] = {}
         self._subjects: dict[tuple[str, str, str], tuple[Any, Any, Any]] = {}
         self._unfit: dict[tuple[str, str, str, str], Skipped] = {}
         self._examined: set[tuple[str, str, str, str]] = set()
@@ -281,21 +286,21 @@ class _Measurement:
             from relu_ops.compiler import frontend
 
             operator = self.make(group.case, group.dtype, group.target)
-            proto = frontend.read_model(operator.bundle.contents[bundles.MODEL])
+            proto = frontend.read_model(operator.bundle.model(operator.name))
             self._subjects[key] = operator, proto, frontend.import_model(proto)
+            self.made_by = operator.bundle.manifest.producer
             self.operators[key] = self._built(group, operator, proto)
         return self._subjects[key]
 
     def _built(self, group: Group, operator: Any, proto: Any) -> Built:
-        entry = operator.bundle.manifest.library(operator.target.name)
-        library = operator.bundle.contents[entry.path]
-        model = operator.bundle.contents[bundles.MODEL]
+        model = operator.bundle.model(operator.name)
+        image = operator.bundle.image(operator.target)
         seconds = process.build_seconds(proto, group.target) if self.settings.processes else ()
         return Built(
             *(group.case.name, group.dtype, group.target, group.case.formula),
             hashlib.sha256(model).hexdigest(),
-            hashlib.sha256(library).hexdigest(),
-            len(library),
+            hashlib.sha256(image).hexdigest(),
+            len(image),
             record.rounded(seconds),
         )
 
@@ -333,11 +338,11 @@ class _Measurement:
     def _limit(self, group: Group) -> limit.Limit | None:
         if targets.parse(group.target).kind != "cpu":
             return None
-        try:
-            return limit.of(group.target)
-        except BuildError as error:
-            self.skipped.append(Skip("limit", peers.UNSUPPORTED, error.message, error.hint or ""))
+        loops = limit.of(group.target)
+        if isinstance(loops, Skipped):
+            self.skipped.append(Skip("limit", loops.kind, loops.reason, loops.hint))
             return None
+        return loops
 
     def _checked(
         self, peer: peers.Peer, problem: Problem, expected: Sequence[np.ndarray]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from relu_ops import graphs, jit, targets
-from relu_ops.runtime import library, threads, tuning
+from relu_ops.bench import environment
+from relu_ops.runtime import threads, tuning
 from relu_ops.runtime.operator import BoundCall, Operator
 from relu_ops.runtime.threads import Settings
 
@@ -30,7 +31,7 @@ _BYTES_PER_ELEMENT = 8  # read and written
 
 def steps() -> list[tuple[str, list[int]]]:
     """The questions, and the sizes in bytes moved at which they are asked."""
-    cache = threads.last_level_cache_bytes()
+    cache = environment.last_level_cache_bytes()
     stream = [cache * 2**k // 4 for k in range(2, 7)]
     return [
         ("parallel_bytes", [2**k for k in range(14, 23)]),
@@ -51,14 +52,15 @@ def tune(
         What was measured; nothing is stored.
     """
     operator = jit.compile(graphs.relu())
-    count = threads.get_num_threads()
+    before = threads.settings()
+    count = before.threads
     plan = [(name, size) for name, sizes in steps() for size in sizes]
     wins: dict[str, list[tuple[int, bool]]] = {name: [] for name, _ in steps()}
     try:
         for name, size in progress(plan, len(plan), "tune"):
             wins[name].append((size, _wins(operator, name, size, count)))
     finally:
-        library.configure_all(threads.settings())
+        threads.configure(before)
     thresholds = tuning.Thresholds(**{name: threshold(answers) for name, answers in wins.items()})
     today = datetime.date.today().isoformat()
     return tuning.Tuning(targets.this_machine().cpu, count, today, thresholds)
@@ -92,7 +94,7 @@ def _wins(operator: Operator, name: str, size: int, count: int) -> bool:
     seconds: dict[Settings, list[float]] = {plain: [], way: []}
     for _ in range(_ROUNDS):
         for settings, found in seconds.items():
-            library.configure_all(settings)
+            threads.configure(settings)
             found.append(sample(call))
     return statistics.median(seconds[way]) < statistics.median(seconds[plain]) * (1 - GAIN)
 

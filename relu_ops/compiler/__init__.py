@@ -1,14 +1,14 @@
-"""The compiler: an ONNX model in, a bundle out.
+"""The compiler: ONNX models in, a bundle out.
 
 Five steps, one module each: frontend (ONNX to graph), legalize (graph to exact expressions),
-schedule (expressions to loops), codegen (loops to a library), and the bundle that holds it all.
-Imports onnx and TVM, when something is compiled; nothing that runs a bundle comes here.
+schedule (expressions to loops), codegen (loops to objects), image (objects to an image of one
+target); and the bundle that holds it all. Imports onnx and TVM, when something is compiled; nothing
+that runs a bundle comes here.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,23 +16,33 @@ from typing import TYPE_CHECKING, Any
 from relu_ops import bundle as bundles
 from relu_ops import ir
 from relu_ops import targets as known_targets
-from relu_ops.bundle import File, Manifest
-from relu_ops.compiler.toolchain import installed_version, producer
-from relu_ops.errors import ArgumentError, ArgumentTypeError, require
+from relu_ops.compiler.toolchain import producer
+from relu_ops.errors import ArgumentError, ArgumentTypeError, BuildError, ReluOpsError, require
 from relu_ops.semantics import SEMANTICS_VERSION
 from relu_ops.targets import Target
 
 if TYPE_CHECKING:
     from relu_ops.compiler.frontend import Model
+    from relu_ops.manifest import Manifest
 
 __all__ = ["build", "make"]
 
+_LONGEST_NAME = 200
 
-def build(model: Model, targets: Sequence[str] | str, path: str | os.PathLike[str]) -> str:
-    """Compile a model and write a bundle.
+Operator = tuple[str, bytes, ir.Graph]
+"""An operator to be built: its name, its model as a file, and what it computes."""
+
+
+def build(
+    model: Model | Mapping[str, Model],
+    targets: Sequence[str] | str,
+    path: str | os.PathLike[str],
+) -> str:
+    """Compile one or several models and write a bundle.
 
     Args:
-        model: An `onnx.ModelProto`, its bytes, or the path of a file.
+        model: An `onnx.ModelProto`, its bytes, or the path of a file: the operator has the name of
+            its graph. Or a mapping of those, whose keys are the operators' names.
         targets: Names of targets, for example ["x86-64-v2", "x86-64-v3", "x86-64-v4"].
         path: The directory to write. A bundle that is there is replaced.
 
@@ -41,50 +51,83 @@ def build(model: Model, targets: Sequence[str] | str, path: str | os.PathLike[st
 
     Raises:
         MissingDependencyError: onnx or TVM is not installed.
-        ModelError: The model is not valid ONNX; as `UnsupportedError` if it is, but out of scope.
+        ArgumentError: A name of an operator, or the path, is none that can be used.
+        ModelError: A model is not valid ONNX; as `UnsupportedError` if it is, but out of scope.
         TargetError: A target is not known.
-        BuildError: A tool is missing or failed.
+        BuildError: A target cannot be built for, or TVM made something unexpected.
         BundleError: The bundle cannot be written.
     """
-    manifest, contents = make(model, targets)
-    return bundles.write(path, manifest, contents)
+    return bundles.write(path, make(model, targets))
 
 
-def make(model: Model, targets: Sequence[str] | str) -> tuple[Manifest, dict[str, bytes]]:
-    """Compile a model: the manifest and the files of its bundle, unwritten. See `build`."""
-    for package in ("onnx", "tvm"):
+def make(model: Model | Mapping[str, Model], targets: Sequence[str] | str) -> dict[str, bytes]:
+    """Compile one or several models: all files of the bundle, unwritten. See `build`."""
+    for package in ("onnx", "tvm", "elftools"):
         require(package, "compile", "compiling an operator")
+    chosen = _resolved(targets)
+    operators = _operators(model)
+    # TVM takes a second to import: what is refused is refused before.
+    from relu_ops import manifest as manifests
+    from relu_ops.compiler import image
+
+    files = manifests.model_files([name for name, _, _ in operators])
+    contents = {file: proto for file, (_, proto, _) in zip(files, operators, strict=True)}
+    graphs = [(name, graph) for name, _, graph in operators]
+    for target in chosen:
+        contents[manifests.image_file(target.name)] = image.build(graphs, target)
+    names = [name for name, _ in graphs]
+    return bundles.pack(_manifest(names, files, chosen), contents)
+
+
+def _operators(models: Model | Mapping[str, Model]) -> list[Operator]:
+    if not isinstance(models, Mapping):
+        proto, graph = _imported(models)
+        return [(graph.name, proto, graph)]
+    if not models:
+        raise ArgumentError("a bundle must hold at least one operator (the mapping is empty)")
+    return [_named(name, model) for name, model in models.items()]
+
+
+def _named(name: str, model: Model) -> Operator:
+    """An operator that was given a name; what is wrong with its model is said of that name."""
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"an operator's name must be a text (not {type(name).__name__})")
+    if not (name.isprintable() and 0 < len(name) <= _LONGEST_NAME):
+        raise ArgumentError(
+            "an operator's name must be a printable text of 1 to "
+            f"{_LONGEST_NAME} characters (not {name[: _LONGEST_NAME + 1]!r})"
+        )
+    try:
+        return name, *_imported(model)
+    except ReluOpsError as error:
+        raise type(error)(f"{name}: {error.message}", error.hint) from error
+
+
+def _imported(model: Model) -> tuple[bytes, ir.Graph]:
     from relu_ops.compiler import frontend
 
-    chosen = _resolved(targets)
     proto = frontend.read_model(model)
-    graph = _printable(frontend.import_model(proto))
-    contents = {bundles.MODEL: proto.SerializeToString(deterministic=True)}
-    files = [_file(bundles.MODEL, "model", None, contents[bundles.MODEL])]
-    for target in chosen:
-        name = f"{target}.so"
-        contents[name], requires = _library(graph, target)
-        files.append(_file(name, "library", target, contents[name], requires))
-    return _manifest(graph, files), contents
+    return proto.SerializeToString(deterministic=True), _printable(frontend.import_model(proto))
 
 
 def _printable(graph: ir.Graph) -> ir.Graph:
     """The graph with names that messages and terminals can bear."""
+    from relu_ops.manifest import printable
 
     def shown(shape: ir.Shape | None) -> ir.Shape | None:
         if shape is None:
             return None
-        return tuple(bundles.printable(d) if isinstance(d, str) else d for d in shape)
+        return tuple(printable(d) if isinstance(d, str) else d for d in shape)
 
     def named(one: ir.Input | ir.Output) -> Any:
-        return replace(one, name=bundles.printable(one.name), shape=shown(one.shape))
+        return replace(one, name=printable(one.name), shape=shown(one.shape))
 
     return replace(
         graph,
-        name=bundles.printable(graph.name),
+        name=printable(graph.name),
         inputs=tuple(map(named, graph.inputs)),
         outputs=tuple(map(named, graph.outputs)),
-        requirements=tuple(replace(r, what=bundles.printable(r.what)) for r in graph.requirements),
+        requirements=tuple(replace(r, what=printable(r.what)) for r in graph.requirements),
     )
 
 
@@ -96,62 +139,35 @@ def _resolved(names: Sequence[str] | str) -> list[Target]:
     chosen = list(dict.fromkeys(known_targets.resolve(name) for name in names))
     if not chosen:
         raise ArgumentError("targets must name at least one target", "for example ['native']")
+    for target in chosen:
+        if target.kind == "cuda":
+            raise BuildError(
+                f"target {target} cannot be built for: {known_targets.CUDA_IS_OFF}",
+                f"build for {', '.join(known_targets.CPU_TARGETS)}",
+            )
     return chosen
 
 
-def _library(graph: ir.Graph, target: Target) -> tuple[bytes, dict[str, Any]]:
-    """A target's library, and what it requires of a machine."""
-    if target.kind == "cuda":
-        from relu_ops.compiler import codegen_cuda
+def _manifest(names: Sequence[str], files: Sequence[str], chosen: Sequence[Target]) -> Manifest:
+    from relu_ops import manifest as manifests
 
-        content, requires = codegen_cuda.build_cuda(graph, target)
-    else:
-        from relu_ops.compiler import codegen
-
-        content, requires = codegen.build_x86(graph, target), {"flags": list(target.flags)}
-    return content, {**requires, "glibc": glibc_of(content)}
-
-
-def _file(
-    path: str,
-    role: str,
-    target: Target | None,
-    content: bytes,
-    requires: Mapping[str, Any] | None = None,
-) -> File:
-    name = None if target is None else target.name
-    requires = dict(requires or {})
-    return File(path, role, name, bundles.digest_of(content), len(content), requires)
-
-
-def glibc_of(library: bytes) -> str:
-    """The newest glibc symbol version that a library names."""
-    found = {tuple(map(int, m.split(b"."))) for m in re.findall(rb"GLIBC_([0-9.]+)\0", library)}
-    return ".".join(map(str, max(found, default=(2, 2, 5))))
-
-
-def _manifest(graph: ir.Graph, files: Sequence[File]) -> Manifest:
-    terms = [graph.values[output.value].terms for output in graph.outputs]
-    return Manifest(
-        format=bundles.FORMAT_VERSION,
+    images = (
+        manifests.ImageEntry(
+            manifests.image_file(target.name), target.name, manifests.Requirements(target.flags)
+        )
+        for target in chosen
+    )
+    return manifests.Manifest(
+        format=manifests.FORMAT_VERSION,
         semantics=SEMANTICS_VERSION,
-        operator=graph.name,
-        inputs=tuple(bundles.Tensor(i.name, i.dtype, i.shape) for i in graph.inputs),
-        outputs=tuple(
-            bundles.Tensor(o.name, graph.values[o.value].dtype, o.shape) for o in graph.outputs
-        ),
-        output_terms=tuple(_terms(t) for t in terms),
-        requirements=tuple(
-            bundles.Requirement(r.what, _terms(r.terms), _terms(r.into)) for r in graph.requirements
-        ),
-        tvm_ffi_abi=".".join(installed_version("apache-tvm-ffi").split(".")[:2]),
-        producer=producer(),
-        files=tuple(files),
+        producer={**producer(), "llvm": _llvm_version()},
+        operators=tuple(map(manifests.OperatorEntry, names, files)),
+        images=tuple(images),
     )
 
 
-def _terms(terms: frozenset[ir.Term]) -> tuple[bundles.Term, ...]:
-    return tuple(
-        bundles.Term(t.input, t.shape, t.view.trailing, t.view.axis, t.view.block)
-        for t in ir.ordered(terms)
-    )
+def _llvm_version() -> str:
+    """The release of LLVM that TVM was built with: its wheels have one each."""
+    import tvm
+
+    return str(tvm.get_global_func("target.llvm_version_major")())

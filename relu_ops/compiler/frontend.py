@@ -25,7 +25,8 @@ from onnx import TensorProto
 
 from relu_ops import ir, reference
 from relu_ops.errors import ArgumentTypeError, ModelError, UnsupportedError
-from relu_ops.semantics import DTYPES, MAXIMUM_RANK, MINIMUM_OPSET, OPERATORS
+from relu_ops.native._python import LIMITS
+from relu_ops.semantics import DTYPES, MINIMUM_OPSET, OPERATORS
 
 Model: TypeAlias = onnx.ModelProto | bytes | str | os.PathLike[str]
 
@@ -36,8 +37,8 @@ _ELEMENT_TYPES: dict[int, str] = {
     TensorProto.DataType.Value(_ONNX_NAMES.get(name, name).upper()): name for name in DTYPES
 }
 
-# Bounds on what a small file can make large.
-_MOST_INPUTS = 1024  # every value knows which inputs its shape depends on
+# Bounds on what a small file can make large, beside LIMITS, those of an image.
+_MOST_DIMENSIONS = LIMITS["DECLARED_RANK"]
 _MOST_INLINED_NODES = 100_000  # functions that call each other twice double at every level
 _DEEPEST_CALL = 100
 _LARGEST_EXTERNAL_BYTES = 2**30  # a model with its data has to fit into a protobuf, 2 GiB
@@ -195,10 +196,7 @@ def check_model(proto: onnx.ModelProto) -> None:
     _opset(proto)  # raises where it is outside the scope
     if proto.graph.sparse_initializer:
         raise UnsupportedError("the model has sparse initializers, which are not supported")
-    if len(proto.graph.input) > _MOST_INPUTS:
-        raise UnsupportedError(
-            f"the model has {len(proto.graph.input)} inputs; it must have at most {_MOST_INPUTS}"
-        )
+    _check_counts(proto.graph)
     _check_functions(proto)
     local = {(function.domain, function.name) for function in proto.functions}
     for node in proto.graph.node:
@@ -212,6 +210,18 @@ def check_model(proto: onnx.ModelProto) -> None:
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     except Exception as error:
         raise ModelError(f"the model is not valid ONNX: {str(error).strip()}") from error
+
+
+def _check_counts(graph: onnx.GraphProto) -> None:
+    """As many inputs and outputs as an image may have; initializers may be listed as inputs."""
+    initializers = {tensor.name for tensor in graph.initializer}
+    inputs = [info for info in graph.input if info.name not in initializers]
+    for noun, found in (("inputs", inputs), ("outputs", graph.output)):
+        most = LIMITS[noun.upper()]
+        if len(found) > most:
+            raise UnsupportedError(
+                f"the model has {len(found)} {noun}; it must have at most {most}"
+            )
 
 
 def _check_functions(proto: onnx.ModelProto) -> None:
@@ -349,9 +359,9 @@ class _Importer:
 
     def _input(self, info: onnx.ValueInfoProto) -> int:
         dtype, shape = _declared(info)
-        if shape is not None and len(shape) > MAXIMUM_RANK:
+        if shape is not None and len(shape) > _MOST_DIMENSIONS:
             raise UnsupportedError(
-                f"input {info.name!r} has rank {len(shape)}; it must be at most {MAXIMUM_RANK}"
+                f"input {info.name!r} has rank {len(shape)}; it must be at most {_MOST_DIMENSIONS}"
             )
         index = len(self.inputs)
         self.inputs.append(ir.Input(info.name, dtype, shape))
@@ -816,10 +826,10 @@ def _constant_of_shape(call: _Call) -> int:
             "the shape of every result follows from the shapes of the inputs"
         )
     static = ir.broadcast_terms(value.terms, [])
-    if len(static) != 1 or static[0] > MAXIMUM_RANK:
+    if len(static) != 1 or static[0] > _MOST_DIMENSIONS:
         raise ModelError(
-            f"{_describe(call.node)}: the shape must be a vector of at most {MAXIMUM_RANK} numbers "
-            f"(not of shape {static})"
+            f"{_describe(call.node)}: the shape must be a vector of at most {_MOST_DIMENSIONS} "
+            f"numbers (not of shape {static})"
         )
     dims = [int(d) for d in np.broadcast_to(value.array, static)]
     if any(d < 0 for d in dims):

@@ -1,7 +1,9 @@
 """Schedules a graph for x86: which loops, which vectors, which tails.
 
 A kernel computes a tile: `rows` rows of `n` elements, in one combination of patterns (see
-schedule.py). The host side collapses dimensions (plan.c) and chooses among the kernels (run_x86.c).
+schedule.py). The runtime collapses dimensions (plan.c) and chooses among the kernels (run_cpu.c).
+Every kernel of every graph has the parameters of KernelCall in core.h: the number of operands is in
+none of them, so that nothing has to be compiled between a plan and a kernel.
 
 Vectors are explicit: LLVM's own vectorizer prefers 256 bits and needs a promise that buffers do
 not overlap, which a call in place would break. No such promise is made here; every vector is
@@ -82,7 +84,7 @@ def _kernel(
 
 
 class _Scheduler:
-    """Builds one kernel: void tile(data..., row strides..., element strides..., rows, n)."""
+    """Builds one kernel: void tile(data, row_strides, inner_strides, rows, n)."""
 
     def __init__(
         self,
@@ -124,23 +126,35 @@ class _Scheduler:
 
     def run(self) -> Any:
         """The PrimFunc."""
-        pointers = [
-            tirx.Var(f"data_{k}", tvm_ir.PointerType(tvm_ir.PrimType(legalize.storage_type(d))))
-            for k, d in enumerate(self.dtypes)
-        ]
-        declared = [
-            tirx.DeclBuffer(buffer, data=pointer)
-            for buffer, pointer in zip(self.buffers, pointers, strict=True)
-        ]
         row = self._strided_row() if self.strided else self._vector_row()
-        body: Any = tirx.SeqStmt([*declared, _loop(self.row, _int(0), self.rows, row)])
+        data, row_strides, inner_strides = (
+            tirx.Var(name, tvm_ir.PointerType(tvm_ir.PrimType("int64")))
+            for name in ("data", "row_strides", "inner_strides")
+        )
+        entry = [*self._pointers(data), *_loaded(row_strides, self.row_strides)]
+        if self.strided:
+            entry += _loaded(inner_strides, self.strides)
+        body: Any = tirx.SeqStmt([*entry, _loop(self.row, _int(0), self.rows, row)])
         for text in self.externs.values():
             body = tirx.AttrStmt(
                 tirx.IntImm("int32", 0), "pragma_import_llvm", tvm_ir.StringImm(text), body
             )
-        strides = [*self.row_strides, *(self.strides if self.strided else [])]
-        function = tirx.PrimFunc([*pointers, *strides, self.rows, self.n], body)
+        parameters = [data, row_strides, inner_strides, self.rows, self.n]
+        function = tirx.PrimFunc(parameters, body)
         return function.with_attr("global_symbol", self.name)
+
+    def _pointers(self, table: Any) -> list[Any]:
+        """Load the operands' addresses, and declare what lies there."""
+        types = [
+            tvm_ir.PointerType(tvm_ir.PrimType(legalize.storage_type(dtype)))
+            for dtype in self.dtypes
+        ]
+        pointers = [tirx.Var(f"data_{k}", pointer) for k, pointer in enumerate(types)]
+        declared = [
+            tirx.DeclBuffer(buffer, data=pointer)
+            for buffer, pointer in zip(self.buffers, pointers, strict=True)
+        ]
+        return [*_loaded(table, pointers), *declared]
 
     # -- rows ------------------------------------------------------------------------------
 
@@ -277,6 +291,22 @@ class _Scheduler:
 
 def _int(value: int) -> Any:
     return tirx.IntImm("int64", value)
+
+
+def _loaded(table: Any, variables: Sequence[Any]) -> list[Any]:
+    """Name what a table holds, 8 bytes a variable: stores may change it later, for all LLVM knows.
+
+    These names depend on nothing but the table; with a chain of them, each built on the last, the
+    time of TVM's code generator doubles with every link.
+    """
+    buffer = tirx.decl_buffer(
+        (len(variables),), "int64", name=table.name, data=table, data_alignment=8
+    )
+    bound = [
+        tirx.Bind(variable, tirx.reinterpret(variable.ty, tirx.BufferLoad(buffer, [_int(k)])))
+        for k, variable in enumerate(variables)
+    ]
+    return [tirx.DeclBuffer(buffer, data=table), *bound]
 
 
 def _loop(var: Any, start: Any, extent: Any, body: Any) -> Any:

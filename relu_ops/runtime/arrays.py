@@ -1,28 +1,31 @@
 """What array kinds become what pointers.
 
-The fast path hands arrays to tvm-ffi as they are. Everything here is the careful path, taken
-where that failed: it finds out what is wrong and says so, or makes what the kernel can take and
-passes it by address. Nothing of the caller's is written but `out`.
+The native operator takes arrays as they are. Everything here is the careful way, taken where that
+failed: it finds out what is wrong and says so, or makes what the kernel can take. Nothing of the
+caller's is written but `out`. Shapes are the core's to check.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from array import array as python_array
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_ops import ir
-from relu_ops.bundle import Manifest, Requirement, Tensor, Term
 from relu_ops.errors import ArgumentError, ArgumentTypeError
+from relu_ops.native._python import LIMITS
 from relu_ops.runtime import memory
-from relu_ops.semantics import DTYPES, dlpack_type, dtype_name
+from relu_ops.semantics import DTYPES, dtype_name
+
+if TYPE_CHECKING:
+    from relu_ops.runtime.operator import Tensor
 
 _KIND_ORDER = ("bool", "uint", "int", "float")
 _DLPACK_CPU = 1
-MAXIMUM_ARRAY_RANK = 16
+MAXIMUM_ARRAY_RANK = LIMITS["RANK"]
 
 
 def is_torch(x: Any) -> bool:
@@ -74,21 +77,57 @@ def as_numpy(x: Any, spec: Tensor, operator: str) -> np.ndarray:
             else "convert it first, with astype(ml_dtypes.bfloat16)",
         )
     if array.ndim > MAXIMUM_ARRAY_RANK:
-        raise ArgumentError(f"{what} has {array.ndim} dimensions; at most 16 are supported")
+        raise ArgumentError(
+            f"{what} has {array.ndim} dimensions; at most {MAXIMUM_ARRAY_RANK} are supported"
+        )
     return array.astype(native, copy=False)
 
 
 def _from_torch(x: Any, what: str) -> np.ndarray:
+    """View a tensor that is nothing but its memory.
+
+    A gradient that would be lost, and tensors that stand for something else (sparse, meta, fake,
+    wrapped by torch.func), are refused; a negated or conjugated view is resolved.
+    """
     torch = sys.modules["torch"]
+    _check_dense(x, what)
+    if x.requires_grad and torch.is_grad_enabled():
+        name = what.split()[-1]
+        raise ArgumentError(
+            f"{what} requires a gradient, which this operator does not pass on",
+            f"pass {name}.detach(), or call it under torch.no_grad(), if none is wanted",
+        )
+    try:
+        plain = x.detach().resolve_conj().resolve_neg()
+        if plain.dtype == torch.bfloat16:
+            return plain.view(torch.uint16).numpy().view(DTYPES["bfloat16"].numpy)
+        return plain.numpy()
+    except Exception as error:  # torch's, or of a mode that somebody has put around it
+        raise ArgumentTypeError(
+            f"{what} has no plain memory: {str(error).partition(chr(10))[0]}",
+            "pass an ordinary torch.Tensor in the CPU's memory",
+        ) from error
+
+
+def _check_dense(x: Any, what: str) -> None:
+    torch, name = sys.modules["torch"], what.split()[-1]
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        raise ArgumentTypeError(
+            f"{what} is wrapped by a transformation of torch.func, which this operator does not "
+            "know",
+            "call it outside of vmap, grad and jvp",
+        )
+    if x.layout is not torch.strided:
+        raise ArgumentTypeError(
+            f"{what} must be a dense tensor (not {x.layout})", f"pass {name}.to_dense()"
+        )
+    if x.device.type == "meta":
+        raise ArgumentError(f"{what} is on the device meta: it has a shape and no elements")
     if x.device.type != "cpu":
         raise ArgumentError(
             f"{what} is on the device {x.device}; this operator runs on the CPU",
-            f"move it with {what.split()[-1]}.cpu(), or load the bundle with device='cuda'",
+            f"move it with {name}.cpu()",
         )
-    x = x.detach().resolve_conj().resolve_neg()
-    if x.dtype == torch.bfloat16:
-        return x.view(torch.uint16).numpy().view(DTYPES["bfloat16"].numpy)
-    return x.numpy()
 
 
 def from_dlpack(x: Any, what: str) -> np.ndarray:
@@ -102,7 +141,7 @@ def from_dlpack(x: Any, what: str) -> np.ndarray:
     if int(device[0]) != _DLPACK_CPU:
         raise ArgumentError(
             f"{what} is not in the CPU's memory (DLPack device {int(device[0])}, {device[1]})",
-            "copy it to the CPU first, or load the bundle with device='cuda'",
+            "copy it to the CPU first",
         )
     try:
         return np.from_dlpack(x)
@@ -162,40 +201,6 @@ def is_view_of(view: np.ndarray, given: Any, spec: Tensor) -> bool:
 # Shapes
 
 
-def check_shapes(manifest: Manifest, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Hold the shapes of the inputs against the manifest; return those of the outputs.
-
-    Raises:
-        ArgumentError: They do not fit; the message says what would.
-    """
-    symbols: dict[str, tuple[int, str]] = {}
-    for spec, shape in zip(manifest.inputs, shapes, strict=True):
-        _check_declared(manifest.operator, spec, shape, symbols)
-    for requirement in manifest.requirements:
-        _check_requirement(manifest, requirement, shapes)
-    return [_broadcast(manifest, terms, shapes) for terms in manifest.output_terms]
-
-
-def _check_declared(
-    operator: str, spec: Tensor, shape: tuple[int, ...], symbols: dict[str, tuple[int, str]]
-) -> None:
-    if spec.shape is None:
-        return
-    declared = show_shape(spec.shape)
-    if len(shape) != len(spec.shape):
-        raise ArgumentError(f"{operator}: {spec.name}.shape must be {declared} (not {shape})")
-    for dim, extent in zip(spec.shape, shape, strict=True):
-        if isinstance(dim, str):
-            expected, source = symbols.setdefault(dim, (extent, spec.name))
-            if expected != extent:
-                raise ArgumentError(
-                    f"{operator}: {spec.name}.shape must be {declared} with {dim} = {expected}, "
-                    f"as {source} has it (not {shape})"
-                )
-        elif dim is not None and dim != extent:
-            raise ArgumentError(f"{operator}: {spec.name}.shape must be {declared} (not {shape})")
-
-
 def show_shape(shape: Sequence[int | str | None] | None) -> str:
     """A declared shape, for people.
 
@@ -213,38 +218,6 @@ def show_dims(shape: Sequence[int | str | None]) -> list[str]:
     return ["?" if dim is None else str(dim) for dim in shape]
 
 
-def _terms(terms: Sequence[Term]) -> list[ir.Term]:
-    return [ir.Term(t.input, tuple(t.shape), ir.View(t.trailing, t.axis, t.block)) for t in terms]
-
-
-def _broadcast(
-    manifest: Manifest, terms: Sequence[Term], shapes: Sequence[tuple[int, ...]]
-) -> tuple[int, ...]:
-    try:
-        return ir.broadcast_terms(_terms(terms), list(shapes))
-    except ValueError:
-        named = [
-            f"{manifest.inputs[t.input].name} {shapes[t.input]}"
-            if t.input is not None
-            else f"a constant {t.shape}"
-            for t in _terms(terms)
-        ]
-        raise ArgumentError(
-            f"{manifest.operator}: these shapes do not broadcast together: {', '.join(named)}"
-        ) from None
-
-
-def _check_requirement(
-    manifest: Manifest, requirement: Requirement, shapes: Sequence[tuple[int, ...]]
-) -> None:
-    source = _broadcast(manifest, requirement.terms, shapes)
-    into = _broadcast(manifest, requirement.into, shapes)
-    if not ir.fits_into(source, into):
-        raise ArgumentError(
-            f"{manifest.operator}: {requirement.what} of shape {source} must broadcast into {into}"
-        )
-
-
 # ---------------------------------------------------------------------------------------------
 # Outputs
 
@@ -258,8 +231,7 @@ def check_out(out: Any, spec: Tensor, shape: tuple[int, ...], operator: str) -> 
     """
     what = f"{operator}: out for {spec.name}"
     if is_torch(out):
-        if out.requires_grad:
-            raise ArgumentError(f"{what} requires grad, and cannot be written in place")
+        _check_writable(out, what)
         array = _from_torch(out, what)
     elif isinstance(out, np.ndarray):
         array = np.asarray(out)
@@ -284,6 +256,16 @@ def check_out(out: Any, spec: Tensor, shape: tuple[int, ...], operator: str) -> 
     return array
 
 
+def _check_writable(out: Any, what: str) -> None:
+    if out.requires_grad:
+        raise ArgumentError(f"{what} requires grad, and cannot be written in place")
+    if out.is_neg() or out.is_conj():  # resolving it would give a copy
+        raise ArgumentError(
+            f"{what} is a negated view, and cannot be written in place",
+            "pass a tensor of its own memory, such as torch.empty_like gives",
+        )
+
+
 def repeats_elements(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """True where an array has several elements in one place: a dimension that does not move.
 
@@ -296,20 +278,30 @@ def repeats_elements(shape: Sequence[int], strides: Sequence[int]) -> bool:
 def allocate(spec: Tensor, shape: tuple[int, ...], like: Sequence[Any]) -> tuple[Any, np.ndarray]:
     """Make an output: a torch tensor where an input is one, else a NumPy array.
 
+    An array has the memory order of the first input, where that is of the same shape.
+
     Returns:
         What the caller gets, and a NumPy view of it.
 
     Raises:
         ArgumentError: No memory could hold it.
     """
-    if ir.size(max(d, 1) for d in shape) * DTYPES[spec.dtype].itemsize >= 2**63:
+    if math.prod(max(d, 1) for d in shape) * DTYPES[spec.dtype].itemsize >= 2**63:
         raise ArgumentError(f"the output {spec.name} of shape {shape} is larger than any memory")
     if any(is_torch(x) for x in like):
         torch = sys.modules["torch"]
-        tensor = torch.empty(shape, dtype=getattr(torch, spec.dtype))
+        tensor = torch.empty(shape, dtype=getattr(torch, spec.dtype), device="cpu")
         return tensor, _from_torch(tensor, spec.name)
-    array = memory.empty(shape, DTYPES[spec.dtype].numpy)
+    array = _empty_like(like[0] if like else None, shape, DTYPES[spec.dtype].numpy)
     return array, array
+
+
+def _empty_like(first: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    if not isinstance(first, np.ndarray) or first.shape != shape or first.flags.c_contiguous:
+        return memory.empty(shape, dtype)
+    if first.flags.f_contiguous:
+        return memory.empty(shape, dtype, "F")
+    return np.empty_like(first, dtype, subok=False)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -336,24 +328,3 @@ def apart_from(array: np.ndarray, outs: Sequence[np.ndarray]) -> np.ndarray:
         if not same:
             return array.copy()
     return array
-
-
-def describe(arrays: Sequence[np.ndarray], dtypes: Sequence[str]) -> np.ndarray:
-    """The description of arrays in the CPU's memory."""
-    return pack(
-        (x.ctypes.data, dtype, 0, x.shape, [s // x.dtype.itemsize for s in x.strides])
-        for x, dtype in zip(arrays, dtypes, strict=True)
-    )
-
-
-def pack(rows: Iterable[tuple[int, str, int, Sequence[int], Sequence[int]]]) -> np.ndarray:
-    """The description of arrays that compiler/entry.c reads: see prepare_from_description.
-
-    Args:
-        rows: Of each array its address, its dtype, the number of its device, its shape and its
-            strides in elements.
-    """
-    words: list[int] = []
-    for address, dtype, device, shape, strides in rows:
-        words += [address, *dlpack_type(dtype), device, len(shape), *shape, *strides]
-    return np.array(words, np.int64)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-LEAST_BYTES = 32 * 2**20
+LEAST_BYTES = 32 * 2**20  # LARGE_OUTPUT_BYTES of native/python_arrays.c
 """Smaller outputs come from NumPy: the C library keeps them in its heap and reuses them better
 (4 MiB: 60 us against 126; 16 MiB: 0.66 ms against 0.86). From here on it maps every one anew."""
 
@@ -29,13 +29,6 @@ _HUGE_PAGE = 2 * 2**20
 
 _free: collections.deque[mmap.mmap] = collections.deque()
 _in_use: dict[int, Any] = {}
-
-
-def empty_like(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """As `numpy.empty_like`, from recycled memory where the array is large and compact."""
-    if not (array.flags.c_contiguous or array.flags.f_contiguous):
-        return np.empty_like(array, dtype)
-    return empty(array.shape, dtype, "C" if array.flags.c_contiguous else "F")
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype, order: Any = "C") -> np.ndarray:
@@ -92,7 +85,8 @@ def _keep(block: mmap.mmap) -> None:
     """Runs wherever the last array dies, so it takes no lock: every step is one operation."""
     if len(block) > MOST_FREE_BYTES:
         return
-    block.madvise(mmap.MADV_FREE)
+    with contextlib.suppress(OSError):  # a sandbox that refuses it: the system cannot take it back
+        block.madvise(mmap.MADV_FREE)
     _free.append(block)
     while sum(map(len, tuple(_free))) > MOST_FREE_BYTES:
         try:

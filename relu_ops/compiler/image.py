@@ -1,0 +1,348 @@
+"""Writes images: the operators of one target as tables and code, in one file that needs nothing.
+
+native/image.h says what lies where, and native/image.c reads it. Distances between code and the
+constants that it reads are settled here, so that nobody has to link or relocate an image: it is
+mapped wherever there is room. Equal tables, texts, constants and code are stored once, whichever
+operator they come from. The same operators give the same bytes, on every system.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from relu_ops import ir
+from relu_ops.compiler import codegen, layout, objects, schedule_x86
+from relu_ops.compiler.codegen import LINE
+from relu_ops.compiler.objects import Code
+from relu_ops.compiler.schedule import Leaf, leaves_of
+from relu_ops.compiler.schedule_x86 import Kernel
+from relu_ops.errors import ArgumentError, BuildError, UnsupportedError
+from relu_ops.native import _python as native
+from relu_ops.semantics import DTYPES, SEMANTICS_VERSION, dlpack_type
+from relu_ops.targets import CUDA_IS_OFF, Target
+
+_ANY = -1
+"""A rank, or an extent, that a model leaves open; below it are symbols."""
+
+_NOTHING = (0, 0)
+_CONSTANT_ALIGNMENT = 64
+_LONG = 60
+_BETWEEN_CODE = b"\xcc"
+"""An instruction that traps: nothing goes there."""
+
+_LARGEST_IMAGE = (1 << 32) - 1
+_REACH = 1 << 31
+"""How far from it code can read."""
+
+Place = tuple[int, int]
+"""Where a table or text begins, and how many rows or bytes it has."""
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """An operator, its kernels and their code."""
+
+    name: str
+    graph: ir.Graph
+    kernels: Sequence[Kernel]
+    code: Code
+
+
+def build(operators: Sequence[tuple[str, ir.Graph]], target: Target) -> bytes:
+    """Compile graphs for a target, into one image.
+
+    Args:
+        operators: The name and the graph of each, in the order in which they are listed. Names,
+            also those in a graph, must be printable.
+        target: A CPU target.
+
+    Returns:
+        The bytes of the image.
+
+    Raises:
+        ArgumentError: Two operators have one name.
+        UnsupportedError: A graph has more of something than an image may hold: `native.LIMITS`.
+        BuildError: The target is one of CUDA, or TVM made something that an image cannot hold.
+    """
+    if target.kind == "cuda":
+        raise BuildError(f"{target}: {CUDA_IS_OFF}", "build for targets of x86-64")
+    _check(operators, target)
+    compiled = [_compiled(name, graph, target) for name, graph in operators]
+    return _written(compiled, target)
+
+
+def _compiled(name: str, graph: ir.Graph, target: Target) -> _Compiled:
+    # All of it, so that a fork meets none of the locks of Python's cached properties either.
+    with codegen.LOCK:
+        kernels = schedule_x86.schedule(graph, target)
+        content = codegen.object_code(kernels, target)
+        names = [codegen.name_of(function) for function in codegen.functions(kernels)]
+        code = objects.read(content, names, f"{name} for {target}")
+    return _Compiled(name, graph, kernels, code)
+
+
+# -- bounds ------------------------------------------------------------------------------------
+
+
+def _check(operators: Sequence[tuple[str, ir.Graph]], target: Target) -> None:
+    """Refuse what the runtime would refuse, before it is compiled."""
+    names = [name for name, _ in operators]
+    if len(set(names)) < len(names):
+        twice = next(name for k, name in enumerate(names) if name in names[:k])
+        raise ArgumentError(f"an image cannot hold two operators named {twice!r}")
+    _bounded("the image", "OPERATORS", len(operators), "operators")
+    _bounded(str(target), "FEATURES", len(target.flags), "required processor features")
+    for name, graph in operators:
+        _check_counts(name, graph)
+        _check_ranks(name, graph)
+
+
+def _check_counts(name: str, graph: ir.Graph) -> None:
+    terms = [len(terms) for terms in _shapes(graph)]
+    operands = len(leaves_of(graph)) + len(graph.outputs)
+    for limit, count, noun in (
+        ("INPUTS", len(graph.inputs), "inputs"),
+        ("OUTPUTS", len(graph.outputs), "outputs"),
+        ("OPERANDS", operands, "inputs, outputs and array constants"),
+        ("REQUIREMENTS", len(graph.requirements), "shapes that must fit into others"),
+        ("TERMS", max(terms), "inputs and constants that a shape depends on"),
+    ):
+        _bounded(name, limit, count, noun)
+
+
+def _check_ranks(name: str, graph: ir.Graph) -> None:
+    declared = {k: len(source.shape or ()) for k, source in enumerate(graph.inputs)}
+    for number, rank in declared.items():
+        what = f"{name}: input {graph.inputs[number].name!r}"
+        _bounded(what, "DECLARED_RANK", rank, "dimensions")
+    for term in (term for terms in _shapes(graph) for term in terms):
+        rank = len(term.shape) if term.input is None else declared[term.input]
+        what = "a constant" if term.input is None else f"input {graph.inputs[term.input].name!r}"
+        _bounded(f"{name}: {what}, as it is used,", "RANK", rank + term.view.trailing, "dimensions")
+
+
+def _shapes(graph: ir.Graph) -> list[frozenset[ir.Term]]:
+    """What each shape depends on that the runtime computes."""
+    required = [terms for r in graph.requirements for terms in (r.terms, r.into)]
+    return [*(graph.values[output.value].terms for output in graph.outputs), *required]
+
+
+def _bounded(what: str, limit: str, count: int, noun: str) -> None:
+    if count > native.LIMITS[limit]:
+        raise UnsupportedError(
+            f"{what} has {count} {noun}; it must have at most {native.LIMITS[limit]}"
+        )
+
+
+# -- the image ---------------------------------------------------------------------------------
+
+
+def _written(compiled: Sequence[_Compiled], target: Target) -> bytes:
+    """Every part after those that it refers to: constants that code reads, code, tables.
+
+    The arrays of a graph come with the tables: code is given their addresses, and never reads them
+    by distance, which has to fit into 32 bits.
+    """
+    image = _Image()
+    codes = dict.fromkeys(operator.code for operator in compiled)
+    constants = {code: _put_constants(image, code) for code in codes}
+    code_at = image.reserve(0, LINE)
+    entries = {code: _put_code(image, code, places) for code, places in constants.items()}
+    code_size = len(image.content) - code_at
+    rows = [_Tables(image, one).row(entries[one.code]) for one in compiled]
+    header = (
+        *(layout.MAGIC, layout.FORMAT, SEMANTICS_VERSION),
+        *(0, layout.X86_64, 0, image.text(target.name)),
+        image.rows(layout.TEXT, [image.text(flag) for flag in target.flags]),
+        *(image.rows(layout.OPERATOR, rows), code_at, code_size),
+    )
+    return image.finished(header)
+
+
+class _Image:
+    """An image in the making. Whatever is put twice lies there once.
+
+    Attributes:
+        content: Its bytes so far.
+        places: Where what was put lies.
+        read: Bytes of tables and texts, counted as often as they were put: so many a reader checks.
+    """
+
+    def __init__(self) -> None:
+        self.content = bytearray(layout.HEADER.itemsize)
+        self.places: dict[bytes, int] = {}
+        self.read = 0
+
+    def put(self, content: bytes, alignment: int) -> int:
+        """Where it lies."""
+        at = self.places.get(content)
+        if at is None or at % alignment:
+            at = self.places[content] = self.reserve(len(content), alignment)
+            self.content[at:] = content
+        return at
+
+    def reserve(self, size: int, alignment: int) -> int:
+        """Where the next `size` bytes may lie."""
+        at = len(self.content) + -len(self.content) % alignment
+        if at + size > _LARGEST_IMAGE:
+            raise BuildError(
+                f"the image has more than {_LARGEST_IMAGE} bytes, which its tables cannot count",
+                "build its operators into several bundles",
+            )
+        self.content += bytes(at - len(self.content))
+        return at
+
+    def rows(self, kind: np.dtype, rows: Sequence[Any]) -> Place:
+        """A table, at a multiple of 8 where its rows are not single bytes."""
+        if not rows:
+            return _NOTHING
+        content = np.array(rows, kind).tobytes()
+        self.read += len(content)
+        return self.put(content, 1 if kind.itemsize == 1 else 8), len(rows)
+
+    def text(self, text: str) -> Place:
+        """A text, and a NUL after it."""
+        encoded = text.encode()
+        _bounded(f"the name {text[:_LONG]!r}...", "TEXT", len(encoded), "bytes")
+        self.read += len(encoded) + 1
+        return self.put(encoded + b"\0", 1), len(encoded)
+
+    def finished(self, header: tuple[Any, ...]) -> bytes:
+        """The bytes, with a header that knows their number."""
+        noun = "bytes of tables and names, counted as often as they are used"
+        _bounded("the image", "READ", self.read, noun)
+        row = np.array(header, layout.HEADER)
+        row["size"] = len(self.content)
+        self.content[: layout.HEADER.itemsize] = row.tobytes()
+        return bytes(self.content)
+
+
+# -- code --------------------------------------------------------------------------------------
+
+
+def _put_constants(image: _Image, code: Code) -> list[int]:
+    return [image.put(one.content, one.alignment) for one in code.constants]
+
+
+def _put_code(image: _Image, code: Code, constants: Sequence[int]) -> list[int]:
+    """Put code after other code; where its kernels begin."""
+    image.content += _BETWEEN_CODE * (-len(image.content) % LINE)
+    at = image.reserve(len(code.text), LINE)
+    image.content += _settled(code, at, constants)
+    return [at + entry for entry in code.entries]
+
+
+def _settled(code: Code, at: int, constants: Sequence[int]) -> bytes:
+    """Code as it is at some place: its distances to its constants stand in it."""
+    text = bytearray(code.text)
+    for reference in code.references:
+        place = at + reference.at
+        distance = constants[reference.section] + reference.offset - place
+        if not -_REACH <= distance < _REACH:
+            raise BuildError(
+                f"the code at {place} of the image is {abs(distance)} bytes from its constants; it "
+                f"must be less than {_REACH}",
+                "build its operators into several bundles",
+            )
+        struct.pack_into("<i", text, reference.at, distance)
+    return bytes(text)
+
+
+# -- tables ------------------------------------------------------------------------------------
+
+
+class _Tables:
+    """The tables of one operator, which share the names of its dimensions."""
+
+    def __init__(self, image: _Image, operator: _Compiled) -> None:
+        self.image = image
+        self.operator = operator
+        self.graph = operator.graph
+        self.symbols: dict[str, int] = {}
+
+    def row(self, entries: Sequence[int]) -> tuple[Any, ...]:
+        """The operator, whose kernels' functions begin at `entries`."""
+        graph, image = self.graph, self.image
+        values = [graph.values[output.value] for output in graph.outputs]
+        leaves = leaves_of(graph)
+        dtypes = [leaf.dtype for leaf in leaves] + [value.dtype for value in values]
+        inputs = [self.tensor(each.name, each.dtype, each.shape) for each in graph.inputs]
+        outputs = [
+            self.tensor(output.name, value.dtype, output.shape)
+            for output, value in zip(graph.outputs, values, strict=True)
+        ]
+        requirements = [
+            (image.text(r.what), self.terms(r.terms), self.terms(r.into))
+            for r in graph.requirements
+        ]
+        return (
+            image.text(self.operator.name),
+            image.rows(layout.TENSOR, inputs),
+            image.rows(layout.TENSOR, outputs),
+            image.rows(layout.TERMS, [(self.terms(value.terms),) for value in values]),
+            image.rows(layout.REQUIREMENT, requirements),
+            image.rows(layout.LEAF, [self.leaf(leaf) for leaf in leaves]),
+            image.rows(layout.ITEMSIZE, [DTYPES[dtype].itemsize for dtype in dtypes]),
+            image.rows(layout.KERNEL, self.kernels(entries)),
+            self.names_of_dimensions(),
+            self.operator.kernels[0].vector_bytes,
+            0,
+        )
+
+    def names_of_dimensions(self) -> Place:
+        """The symbols, once every shape is there."""
+        _bounded(self.operator.name, "SYMBOLS", len(self.symbols), "names of dimensions")
+        return self.image.rows(layout.TEXT, [self.image.text(symbol) for symbol in self.symbols])
+
+    def dims(self, shape: ir.Shape) -> Place:
+        """A shape, open dimensions among its extents."""
+        return self.image.rows(layout.DIM, [self.dim(dim) for dim in shape])
+
+    def dim(self, dim: ir.Dim) -> int:
+        """A dimension."""
+        if isinstance(dim, str):
+            return _ANY - 1 - self.symbols.setdefault(dim, len(self.symbols))
+        return _ANY if dim is None else dim
+
+    def tensor(self, name: str, dtype: str, shape: ir.Shape | None) -> tuple[Any, ...]:
+        """What an input or output is declared to be."""
+        rank = _ANY if shape is None else len(shape)
+        return self.image.text(name), *dlpack_type(dtype), rank, 0, self.dims(shape or ())
+
+    def terms(self, terms: Iterable[ir.Term]) -> Place:
+        """What a shape is the broadcast of."""
+        rows = [
+            (_seen(t.view), _ANY if t.input is None else t.input, 0, self.dims(t.shape))
+            for t in ir.ordered(terms)
+        ]
+        return self.image.rows(layout.TERM, rows)
+
+    def leaf(self, leaf: Leaf) -> tuple[Any, ...]:
+        """An operand that is read: an input, or an array of the graph."""
+        value = self.graph.values[leaf.value]
+        if value.array is None:
+            return _seen(leaf.view), value.input, 0, _NOTHING
+        content = np.ascontiguousarray(value.array).tobytes()
+        at = self.image.put(content, _CONSTANT_ALIGNMENT)
+        return _seen(leaf.view), _ANY, at, self.dims(next(iter(value.terms)).shape)
+
+    def kernels(self, entries: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Each kernel; its streaming twin's function follows its own."""
+        following = iter(entries)
+        return [
+            (
+                next(following),
+                0 if kernel.stream is None else next(following),
+                self.image.rows(layout.PATTERN, kernel.patterns),
+            )
+            for kernel in self.operator.kernels
+        ]
+
+
+def _seen(view: ir.View) -> tuple[int, int, int]:
+    return view.block, view.trailing, view.axis

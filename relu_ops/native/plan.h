@@ -1,0 +1,51 @@
+/* What plan.c makes and run_cpu.c runs: a loop nest over an operator's operands. */
+#ifndef RELU_OPS_PLAN_H_
+#define RELU_OPS_PLAN_H_
+
+#include "core.h"
+
+/* A loop nest over collapsed dimensions, outermost first. Strides are in elements. */
+typedef struct Plan {
+  const relu_ops_operator* op;
+  int32_t rank; /* -1: there is nothing to compute */
+  int64_t extent[MAX_RANK];
+  int64_t (*stride)[MAX_RANK]; /* by operand */
+  char** data;                 /* by operand */
+  void* spare;                 /* an element for each operand that has none */
+  struct Plan* next;           /* another one to run, or NULL */
+  int64_t bytes;               /* that it moves: each operand once, a repeated one not at all */
+  int32_t threads;             /* at most; 0: as the process is set */
+  const relu_ops_host_threads* host; /* whose threads; NULL: the pool's */
+} Plan;
+
+/* Bytes of one plan and its arrays. */
+static inline size_t plan_size(const relu_ops_operator* op) {
+  size_t operand = sizeof(int64_t[MAX_RANK]) + sizeof(char*) + sizeof(int64_t);
+  return sizeof(Plan) + operand * (size_t)op->operand_count;
+}
+
+/* Bytes for a call: room for one plan, or one an output. */
+static inline size_t plans_size(const relu_ops_operator* op) {
+  return plan_size(op) * (size_t)op->output_count;
+}
+
+/* Check the arrays and plan the call into `block`, of plans_size bytes, at a multiple of 8: one pass for all
+ * outputs, or one for each where their shapes do not broadcast together. The first plan is at `block`. */
+relu_ops_status relu_ops_prepare(void* block, const relu_ops_operator* op, const DLTensor* inputs,
+                                 const DLTensor* outputs, const relu_ops_options* options);
+
+/* Whether an operator sees its inputs as they are, and beside arrays single numbers alone: then arrays of
+ * one shape are as good as vectors. What relu_ops_operator's takes_vectors is, found once. */
+bool relu_ops_takes_vectors(const relu_ops_operator* op);
+
+/* Run a plan and those that follow it. */
+void relu_ops_run_cpu(const Plan* plan);
+
+/* Compute at once, where it takes no plan: one output, few operands, all compact and of one shape, and too
+ * short for anything but one kernel on one thread. False, with nothing written, where it does. */
+bool relu_ops_run_short(const relu_ops_operator* op, const DLTensor* inputs, const DLTensor* outputs);
+
+/* The most operands of such a call. */
+#define SHORT_OPERANDS 8
+
+#endif

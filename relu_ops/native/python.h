@@ -1,0 +1,88 @@
+/* What the files of the Python face have of each other. */
+#ifndef RELU_OPS_PYTHON_H_
+#define RELU_OPS_PYTHON_H_
+
+#define PY_SSIZE_T_CLEAN
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define NPY_TARGET_VERSION NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL relu_ops_numpy
+#ifndef RELU_OPS_IMPORTS_NUMPY /* python.c does, for all of them */
+#define NO_IMPORT_ARRAY
+#endif
+#include <Python.h>
+#include <numpy/arrayobject.h>
+#include <stdbool.h>
+
+#include "include/relu_ops.h"
+#include "limits.h"
+
+enum {
+  MOST_FAST = 8, /* arrays of a call; more go the careful way */
+  MAX_RANK = RELU_OPS_MAX_RANK
+};
+
+/* What the module knows, from its start on. */
+struct Known {
+  PyObject *out, *threads, *alpha; /* interned names of keywords */
+  PyTypeObject *operator_type, *bound_type, *bundle_type, *standard_type;
+};
+extern struct Known relu_ops_known;
+
+typedef struct {
+  PyObject_HEAD
+  relu_ops_bundle* bundle;
+} BundleObject;
+
+/* What an operator expects of an array. */
+typedef struct {
+  PyArray_Descr* descr;
+  int number; /* NumPy's, of the dtype */
+  int same;   /* another number of the same dtype (long and long long), or the same */
+  DLDataType dtype;
+  int64_t itemsize;
+  bool is_number; /* declared as one number: a Python float is as good as an array */
+} Expected;
+
+typedef struct {
+  PyObject_HEAD
+  vectorcallfunc vectorcall;
+  relu_ops_operator* op;
+  int input_count, output_count;
+  Expected* expected; /* inputs, then outputs */
+  PyObject *name, *target, *wanted, *bundle, *inputs, *outputs;
+  PyObject* weak_references;
+} OperatorObject;
+
+/* The arrays of one call as the core takes them, inputs then outputs, and room for what they point to. */
+typedef struct {
+  const OperatorObject* self;
+  DLTensor tensors[MOST_FAST];
+  int64_t shapes[MOST_FAST][MAX_RANK], strides[MOST_FAST][MAX_RANK];
+  double numbers[MOST_FAST];
+} Arrays;
+
+/* Raise what the core said last, as the class of relu_ops.errors that a status means. NULL. */
+PyObject* relu_ops_raise(relu_ops_status status);
+
+/* Call a function of runtime/operator.py: a new reference to its result, or NULL with an error. */
+PyObject* relu_ops_call_careful(const char* name, PyObject* const* arguments, size_t count);
+
+/* Fill in what an operator expects of the arrays of a spec; -1 with an error. */
+int relu_ops_expect(Expected* expected, const relu_ops_spec* spec);
+
+/* Adopt the arrays of a call (as many as the operator has inputs; out may be NULL). A new reference to the
+ * result: `out`, or a new array or tensor; or NULL, perhaps with an error, where the careful way must look. */
+PyObject* relu_ops_adopt(Arrays* arrays, PyObject* const* inputs, PyObject* out);
+
+/* Describe a tuple of NumPy arrays, inputs then outputs, as they lie. NULL with an error. To be freed by
+ * PyMem_Free. */
+DLTensor* relu_ops_describe(const OperatorObject* self, PyObject* arrays);
+
+/* Call an operator the fast way; out: NULL, where the caller passed none; threads: 0 likewise. A new
+ * reference to the result; NULL, without an error, where the careful way must look. */
+PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count, PyObject* out,
+                             int threads);
+
+extern PyType_Spec relu_ops_operator_spec, relu_ops_bound_spec, relu_ops_standard_spec;
+
+#endif

@@ -1,0 +1,549 @@
+/* Operators and bound calls as Python objects.
+ *
+ * A call has two ways. The fast one takes arrays that lie in memory as a kernel can read them
+ * (python_arrays.c). Whatever it does not understand, and whatever the core refuses, goes the careful
+ * way: Python code (runtime/operator.py), which converts what can be converted, or says what is wrong.
+ * The fast way therefore never raises on its own account. Nothing is computed before everything is
+ * checked, so that starting again is safe.
+ */
+#include "python.h"
+
+#include <string.h>
+#include <structmember.h>
+
+/* Of an output: a call of so few takes some microseconds at most, and keeps the GIL: to release it costs
+ * 30 ns, where a call of 16 takes 20 (AMD EPYC, Zen 4, 2026-11-22). */
+#define FEW_ELEMENTS 8192
+
+static bool is_few(const DLTensor* tensor) {
+  int64_t elements = 1;
+  for (int32_t d = 0; d < tensor->ndim; ++d)
+    if (__builtin_mul_overflow(elements, tensor->shape[d], &elements)) return false;
+  return elements <= FEW_ELEMENTS;
+}
+
+/* Take shapes and strides out of the arrays: without the GIL others may reshape those. */
+static void own_shapes(Arrays* arrays, int count) {
+  for (int k = 0; k < count; ++k) {
+    DLTensor* tensor = &arrays->tensors[k];
+    size_t size = sizeof(int64_t) * (size_t)tensor->ndim;
+    if (tensor->shape != arrays->shapes[k]) memcpy(arrays->shapes[k], tensor->shape, size);
+    if (tensor->strides && tensor->strides != arrays->strides[k])
+      memcpy(arrays->strides[k], tensor->strides, size);
+    tensor->shape = arrays->shapes[k];
+    if (tensor->strides) tensor->strides = arrays->strides[k];
+  }
+}
+
+/* Compute on arrays that were adopted; keeps the GIL for few elements. */
+static relu_ops_status compute(Arrays* arrays, int threads) {
+  const OperatorObject* self = arrays->self;
+  const DLTensor* outputs = arrays->tensors + self->input_count;
+  relu_ops_options options = {.threads = threads};
+  const relu_ops_options* given = threads ? &options : NULL;
+  bool few = true;
+  for (int k = 0; k < self->output_count; ++k) few = few && is_few(&outputs[k]);
+  if (few) return relu_ops_call(self->op, arrays->tensors, outputs, given);
+  own_shapes(arrays, self->input_count + self->output_count);
+  relu_ops_status status;
+  Py_BEGIN_ALLOW_THREADS
+  status = relu_ops_call(self->op, arrays->tensors, outputs, given);
+  Py_END_ALLOW_THREADS
+  return status;
+}
+
+/* ---- calls --------------------------------------------------------------------------------------- */
+
+typedef struct {
+  PyObject* out; /* borrowed; NULL: none was given */
+  int threads;   /* 0: none was given */
+} Keywords;
+
+static bool is_name(PyObject* name, PyObject* wanted) {
+  return name == wanted || PyUnicode_Compare(name, wanted) == 0;
+}
+
+/* Read keywords; false where the careful way is to say something about them. */
+static bool read_keywords(Keywords* keywords, PyObject* const* values, PyObject* names) {
+  for (Py_ssize_t k = 0; names && k < PyTuple_GET_SIZE(names); ++k) {
+    PyObject *name = PyTuple_GET_ITEM(names, k), *value = values[k];
+    if (is_name(name, relu_ops_known.out)) {
+      keywords->out = value == Py_None ? NULL : value;
+    } else if (!is_name(name, relu_ops_known.threads)) {
+      return false;
+    } else if (value != Py_None) {
+      if (!PyLong_CheckExact(value)) return false;
+      long count = PyLong_AsLong(value);
+      if (count < 1 || count > RELU_OPS_MOST_THREADS) {
+        PyErr_Clear();
+        return false;
+      }
+      keywords->threads = (int)count;
+    }
+  }
+  return true;
+}
+
+PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count, PyObject* out,
+                             int threads) {
+  Arrays arrays;
+  const OperatorObject* self = arrays.self = (OperatorObject*)op;
+  if (count != (size_t)self->input_count || count + (size_t)self->output_count > MOST_FAST) return NULL;
+  PyObject* result = relu_ops_adopt(&arrays, inputs, out);
+  if (result && compute(&arrays, threads)) Py_CLEAR(result);
+  if (!result) PyErr_Clear();
+  return result;
+}
+
+/* The careful way, for the same arguments: careful_call(op, inputs, keywords). */
+static PyObject* careful_call(PyObject* self, PyObject* const* arguments, size_t count,
+                              PyObject* names, const char* function) {
+  PyObject *inputs = PyTuple_New((Py_ssize_t)count), *keywords = PyDict_New(), *result = NULL;
+  for (size_t k = 0; inputs && k < count; ++k)
+    PyTuple_SET_ITEM(inputs, (Py_ssize_t)k, Py_NewRef(arguments[k]));
+  bool failed = !inputs || !keywords;
+  for (Py_ssize_t k = 0; !failed && names && k < PyTuple_GET_SIZE(names); ++k)
+    failed = PyDict_SetItem(keywords, PyTuple_GET_ITEM(names, k), arguments[count + (size_t)k]) < 0;
+  if (!failed) result = relu_ops_call_careful(function, (PyObject*[]){self, inputs, keywords}, 3);
+  Py_XDECREF(inputs);
+  Py_XDECREF(keywords);
+  return result;
+}
+
+static PyObject* call_either_way(PyObject* self, PyObject* const* arguments, size_t count,
+                                 PyObject* names) {
+  Keywords keywords = {NULL, 0};
+  PyObject* result = NULL;
+  if (read_keywords(&keywords, arguments + count, names))
+    result = relu_ops_fast_call(self, arguments, count, keywords.out, keywords.threads);
+  return result ? result : careful_call(self, arguments, count, names, "careful_call");
+}
+
+/* Who calls may have a mere loan of the operator and of the arguments, that ends as soon as the GIL is free:
+ * a functools.partial that another thread changes meanwhile. */
+static PyObject* operator_vectorcall(PyObject* self, PyObject* const* arguments, size_t flags,
+                                     PyObject* names) {
+  PyObject* held[MOST_FAST + 2]; /* two keywords */
+  size_t count = (size_t)PyVectorcall_NARGS(flags);
+  size_t all = count + (names ? (size_t)PyTuple_GET_SIZE(names) : 0);
+  if (all > MOST_FAST + 2) return careful_call(self, arguments, count, names, "careful_call");
+  Py_INCREF(self);
+  for (size_t k = 0; k < all; ++k) held[k] = Py_NewRef(arguments[k]);
+  PyObject* result = call_either_way(self, held, count, names);
+  for (size_t k = 0; k < all; ++k) Py_DECREF(held[k]);
+  Py_DECREF(self);
+  return result;
+}
+
+static PyObject* operator_bind(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
+                               PyObject* names) {
+  return careful_call(self, arguments, (size_t)count, names, "careful_bind");
+}
+
+/* compute(arrays, threads): on NumPy arrays as they lie; what the core refuses is raised. */
+static PyObject* operator_compute(PyObject* object, PyObject* arguments) {
+  OperatorObject* self = (OperatorObject*)object;
+  PyObject* arrays;
+  relu_ops_options options = {0};
+  if (!PyArg_ParseTuple(arguments, "O|i", &arrays, &options.threads)) return NULL;
+  DLTensor* tensors = relu_ops_describe(self, arrays);
+  if (!tensors) return NULL;
+  bool few = true;
+  for (int k = 0; k < self->output_count; ++k) few = few && is_few(&tensors[self->input_count + k]);
+  PyThreadState* thread = few ? NULL : PyEval_SaveThread();
+  relu_ops_status status = relu_ops_call(self->op, tensors, tensors + self->input_count, &options);
+  if (thread) PyEval_RestoreThread(thread);
+  PyMem_Free(tensors);
+  if (status) return relu_ops_raise(status);
+  Py_RETURN_NONE;
+}
+
+/* output_shapes(shapes): of the outputs, for inputs of some shapes. */
+static PyObject* operator_output_shapes(PyObject* object, PyObject* given) {
+  OperatorObject* self = (OperatorObject*)object;
+  PyObject* shapes = PySequence_Fast(given, "shapes must be a sequence of shapes");
+  if (!shapes) return NULL;
+  PyObject* result = NULL;
+  size_t inputs = (size_t)self->input_count, outputs = (size_t)self->output_count;
+  size_t room = inputs * (sizeof(DLTensor) + sizeof(int64_t[MAX_RANK])) +
+                outputs * (sizeof(int32_t) + sizeof(int64_t[MAX_RANK]));
+  DLTensor* tensors = PyMem_Calloc(1, room);
+  int64_t(*extents)[MAX_RANK] = (int64_t(*)[MAX_RANK])(tensors + inputs);
+  int32_t* ranks = (int32_t*)(extents + inputs + outputs);
+  if (!tensors) {
+    PyErr_NoMemory();
+    goto done;
+  }
+  if ((size_t)PySequence_Fast_GET_SIZE(shapes) != inputs) {
+    PyErr_Format(PyExc_ValueError, "shapes must be of %zu inputs", inputs);
+    goto done;
+  }
+  for (size_t k = 0; k < inputs; ++k) {
+    PyObject* shape = PySequence_Fast_GET_ITEM(shapes, k);
+    if (!PyTuple_Check(shape) || PyTuple_GET_SIZE(shape) > MAX_RANK) {
+      PyErr_Format(PyExc_ValueError, "a shape must be a tuple of at most %d extents", (int)MAX_RANK);
+      goto done;
+    }
+    tensors[k].ndim = (int32_t)PyTuple_GET_SIZE(shape);
+    tensors[k].dtype = self->expected[k].dtype;
+    tensors[k].shape = extents[k];
+    for (int32_t d = 0; d < tensors[k].ndim; ++d)
+      extents[k][d] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, d));
+  }
+  if (PyErr_Occurred()) goto done;
+  relu_ops_status status = relu_ops_output_shapes(self->op, tensors, ranks, extents + inputs);
+  if (status) {
+    relu_ops_raise(status);
+    goto done;
+  }
+  result = PyList_New((Py_ssize_t)outputs);
+  for (size_t k = 0; result && k < outputs; ++k) {
+    PyObject* shape = PyTuple_New(ranks[k]);
+    for (int32_t d = 0; shape && d < ranks[k]; ++d)
+      PyTuple_SET_ITEM(shape, d, PyLong_FromLongLong(extents[inputs + k][d]));
+    if (shape) PyList_SET_ITEM(result, (Py_ssize_t)k, shape);
+    else Py_CLEAR(result);
+  }
+done:
+  PyMem_Free(tensors);
+  Py_DECREF(shapes);
+  return result;
+}
+
+/* ---- bound calls --------------------------------------------------------------------------------- */
+
+typedef struct {
+  PyObject_HEAD
+  vectorcallfunc vectorcall;
+  relu_ops_bound* bound;
+  bool few;
+  PyObject *arrays, *name, *inputs, *out;
+} BoundObject;
+
+static PyObject* bound_vectorcall(PyObject* object, PyObject* const* arguments, size_t flags,
+                                  PyObject* names) {
+  BoundObject* self = (BoundObject*)object;
+  (void)arguments;
+  if (PyVectorcall_NARGS(flags) || (names && PyTuple_GET_SIZE(names)))
+    return relu_ops_call_careful("refuse_arguments", &object, 1);
+  if (self->few) {
+    relu_ops_run(self->bound);
+    Py_RETURN_NONE;
+  }
+  /* Who calls may have a mere loan of this object, that ends as soon as the GIL is free. */
+  Py_INCREF(object);
+  Py_BEGIN_ALLOW_THREADS
+  relu_ops_run(self->bound);
+  Py_END_ALLOW_THREADS
+  Py_DECREF(object);
+  Py_RETURN_NONE;
+}
+
+/* bound(arrays, threads, inputs, out): a bound call on NumPy arrays, which it holds. */
+static PyObject* operator_bound(PyObject* object, PyObject* arguments) {
+  OperatorObject* self = (OperatorObject*)object;
+  PyObject *arrays, *inputs, *out;
+  relu_ops_options options = {0};
+  if (!PyArg_ParseTuple(arguments, "OiOO", &arrays, &options.threads, &inputs, &out)) return NULL;
+  DLTensor* tensors = relu_ops_describe(self, arrays);
+  if (!tensors) return NULL;
+  relu_ops_bound* bound = NULL;
+  relu_ops_status status =
+      relu_ops_bind(self->op, tensors, tensors + self->input_count, &options, &bound);
+  bool few = true;
+  for (int k = 0; k < self->output_count; ++k) few = few && is_few(&tensors[self->input_count + k]);
+  PyMem_Free(tensors);
+  if (status) return relu_ops_raise(status);
+  BoundObject* call = (BoundObject*)relu_ops_known.bound_type->tp_alloc(relu_ops_known.bound_type, 0);
+  if (!call) {
+    relu_ops_free(bound);
+    return NULL;
+  }
+  call->vectorcall = bound_vectorcall;
+  call->bound = bound;
+  call->few = few;
+  call->arrays = Py_NewRef(arrays);
+  call->name = Py_NewRef(self->name);
+  call->inputs = Py_NewRef(inputs);
+  call->out = Py_NewRef(out);
+  return (PyObject*)call;
+}
+
+static int bound_traverse(PyObject* object, visitproc visit, void* arg) {
+  BoundObject* self = (BoundObject*)object;
+  Py_VISIT(Py_TYPE(object));
+  Py_VISIT(self->arrays);
+  Py_VISIT(self->inputs);
+  Py_VISIT(self->out);
+  return 0;
+}
+
+/* Nothing is cleared: the arrays must live as long as the call. What refers to it is cleared instead. */
+static void bound_dealloc(PyObject* object) {
+  BoundObject* self = (BoundObject*)object;
+  PyTypeObject* type = Py_TYPE(object);
+  PyObject_GC_UnTrack(object);
+  relu_ops_free(self->bound);
+  Py_XDECREF(self->arrays);
+  Py_XDECREF(self->name);
+  Py_XDECREF(self->inputs);
+  Py_XDECREF(self->out);
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+
+static PyObject* bound_repr(PyObject* object) {
+  return PyUnicode_FromFormat("<relu_ops.BoundCall of %U>", ((BoundObject*)object)->name);
+}
+
+static PyObject* bound_reduce(PyObject* object, PyObject* unused) {
+  (void)unused;
+  return relu_ops_call_careful("refuse_copies", &object, 1);
+}
+
+static PyMemberDef bound_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(BoundObject, vectorcall), READONLY, NULL},
+    {"name", T_OBJECT_EX, offsetof(BoundObject, name), READONLY, "The name of the operator."},
+    {"inputs", T_OBJECT_EX, offsetof(BoundObject, inputs), READONLY,
+     "The input arrays, as they were passed."},
+    {"out", T_OBJECT_EX, offsetof(BoundObject, out), READONLY, "The output, or a tuple of outputs."},
+    {NULL, 0, 0, 0, NULL}};
+
+static PyMethodDef bound_methods[] = {{"__reduce__", bound_reduce, METH_NOARGS, NULL},
+                                      {NULL, NULL, 0, NULL}};
+
+PyDoc_STRVAR(bound_doc,
+             "A call with its arrays converted once: calling it computes into the same outputs again.\n\n"
+             "Attributes:\n"
+             "    name: The name of the operator.\n"
+             "    inputs: The input arrays, as they were passed.\n"
+             "    out: The output, or a tuple of outputs.");
+
+static PyType_Slot bound_slots[] = {{Py_tp_doc, (void*)bound_doc},
+                                    {Py_tp_call, PyVectorcall_Call},
+                                    {Py_tp_traverse, bound_traverse},
+                                    {Py_tp_dealloc, bound_dealloc},
+                                    {Py_tp_repr, bound_repr},
+                                    {Py_tp_members, bound_members},
+                                    {Py_tp_methods, bound_methods},
+                                    {0, NULL}};
+
+PyType_Spec relu_ops_bound_spec = {"relu_ops.BoundCall", sizeof(BoundObject), 0,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
+                                     Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+                                 bound_slots};
+
+/* ---- the type ------------------------------------------------------------------------------------ */
+
+static int expect_all(OperatorObject* self) {
+  int count = self->input_count + self->output_count;
+  self->expected = PyMem_Calloc((size_t)count, sizeof(Expected));
+  if (!self->expected) {
+    PyErr_NoMemory();
+    return -1;
+  }
+  for (int k = 0; k < count; ++k) {
+    relu_ops_spec spec;
+    if (k < self->input_count) relu_ops_input(self->op, k, &spec);
+    else relu_ops_output(self->op, k - self->input_count, &spec);
+    if (relu_ops_expect(&self->expected[k], &spec)) return -1;
+  }
+  return 0;
+}
+
+/* Operator(handle, name=None, target=None, bundle=None) */
+static PyObject* operator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
+  static char* names[] = {"handle", "name", "target", "bundle", NULL};
+  PyObject *handle, *bundle = Py_None;
+  const char *name = NULL, *target = NULL;
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!|zzO", names, relu_ops_known.bundle_type, &handle,
+                                   &name, &target, &bundle))
+    return NULL;
+  relu_ops_operator* op;
+  relu_ops_status status = relu_ops_load(((BundleObject*)handle)->bundle, name, target, &op);
+  if (status) return relu_ops_raise(status);
+  OperatorObject* self = (OperatorObject*)type->tp_alloc(type, 0);
+  if (!self) {
+    relu_ops_release(op);
+    return NULL;
+  }
+  self->vectorcall = operator_vectorcall;
+  self->op = op;
+  self->input_count = relu_ops_input_count(op);
+  self->output_count = relu_ops_output_count(op);
+  self->name = PyUnicode_FromString(relu_ops_name(op));
+  self->target = PyUnicode_FromString(relu_ops_target(op));
+  self->wanted = target ? PyUnicode_FromString(target) : Py_NewRef(Py_None);
+  self->bundle = Py_NewRef(bundle);
+  if (!self->name || !self->target || !self->wanted || expect_all(self)) Py_CLEAR(self);
+  return (PyObject*)self;
+}
+
+static int operator_traverse(PyObject* object, visitproc visit, void* arg) {
+  OperatorObject* self = (OperatorObject*)object;
+  Py_VISIT(Py_TYPE(object));
+  Py_VISIT(self->bundle);
+  Py_VISIT(self->inputs);
+  Py_VISIT(self->outputs);
+  return 0;
+}
+
+static void operator_dealloc(PyObject* object) {
+  OperatorObject* self = (OperatorObject*)object;
+  PyTypeObject* type = Py_TYPE(object);
+  PyObject_GC_UnTrack(object);
+  if (self->weak_references) PyObject_ClearWeakRefs(object);
+  relu_ops_release(self->op);
+  for (int k = 0; self->expected && k < self->input_count + self->output_count; ++k)
+    Py_XDECREF(self->expected[k].descr);
+  PyMem_Free(self->expected);
+  Py_XDECREF(self->name);
+  Py_XDECREF(self->target);
+  Py_XDECREF(self->wanted);
+  Py_XDECREF(self->bundle);
+  Py_XDECREF(self->inputs);
+  Py_XDECREF(self->outputs);
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+
+/* A spec as (name, dtype, shape), for runtime/operator.py: the shape is None, or a tuple of extents, names
+ * and Nones. */
+static PyObject* spec_row(const OperatorObject* self, const relu_ops_spec* spec) {
+  PyObject* shape = spec->rank < 0 ? Py_NewRef(Py_None) : PyTuple_New(spec->rank);
+  for (int32_t d = 0; shape && d < spec->rank; ++d) {
+    int64_t dim = spec->dims[d];
+    PyObject* extent = dim >= 0    ? PyLong_FromLongLong(dim)
+                       : dim == -1 ? Py_NewRef(Py_None)
+                                   : PyUnicode_FromString(relu_ops_symbol(self->op, (int32_t)(-2 - dim)));
+    if (extent) PyTuple_SET_ITEM(shape, d, extent);
+    else Py_CLEAR(shape);
+  }
+  return shape ? Py_BuildValue("(siiN)", spec->name, spec->dtype.code, spec->dtype.bits, shape) : NULL;
+}
+
+/* The tensors that an operator declares, made once by runtime/operator.py. */
+static PyObject* declared(OperatorObject* self, int count, PyObject** kept,
+                          relu_ops_status (*spec_of)(const relu_ops_operator*, int32_t,
+                                                     relu_ops_spec*)) {
+  if (*kept) return Py_NewRef(*kept);
+  PyObject* rows = PyTuple_New(count);
+  for (int k = 0; rows && k < count; ++k) {
+    relu_ops_spec spec;
+    spec_of(self->op, k, &spec);
+    PyObject* row = spec_row(self, &spec);
+    if (row) PyTuple_SET_ITEM(rows, k, row);
+    else Py_CLEAR(rows);
+  }
+  PyObject* tensors = rows ? relu_ops_call_careful("declared_tensors", &rows, 1) : NULL;
+  Py_XDECREF(rows);
+  if (tensors && !*kept) *kept = Py_NewRef(tensors);
+  return tensors;
+}
+
+static PyObject* operator_inputs(PyObject* object, void* unused) {
+  OperatorObject* self = (OperatorObject*)object;
+  (void)unused;
+  return declared(self, self->input_count, &self->inputs, relu_ops_input);
+}
+
+static PyObject* operator_outputs(PyObject* object, void* unused) {
+  OperatorObject* self = (OperatorObject*)object;
+  (void)unused;
+  return declared(self, self->output_count, &self->outputs, relu_ops_output);
+}
+
+/* What Python code says of an operator: the function of runtime/operator.py that `name` names. */
+static PyObject* operator_described(PyObject* self, void* name) { return relu_ops_call_careful(name, &self, 1); }
+static PyObject* operator_repr(PyObject* self) { return relu_ops_call_careful("representation", &self, 1); }
+static PyObject* operator_reduce(PyObject* self, PyObject* unused) {
+  (void)unused;
+  return relu_ops_call_careful("reduced", &self, 1);
+}
+
+/* An operator never changes, so that a copy of it is itself. */
+static PyObject* operator_copy(PyObject* self, PyObject* unused) {
+  (void)unused;
+  return Py_NewRef(self);
+}
+
+static PyMemberDef operator_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(OperatorObject, vectorcall), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(OperatorObject, weak_references), READONLY, NULL},
+    {"name", T_OBJECT_EX, offsetof(OperatorObject, name), READONLY, "The name of the operator."},
+    {"__name__", T_OBJECT_EX, offsetof(OperatorObject, name), READONLY, NULL},
+    {"target", T_OBJECT_EX, offsetof(OperatorObject, target), READONLY,
+     "The target whose image is loaded."},
+    {"wanted_target", T_OBJECT_EX, offsetof(OperatorObject, wanted), READONLY,
+     "The target that was asked for, or None."},
+    {"bundle", T_OBJECT_EX, offsetof(OperatorObject, bundle), READONLY, "The bundle it came from."},
+    {NULL, 0, 0, 0, NULL}};
+
+static PyGetSetDef operator_properties[] = {
+    {"inputs", operator_inputs, NULL, "Name, dtype and shape of every input.", NULL},
+    {"outputs", operator_outputs, NULL, "Name, dtype and shape of every output.", NULL},
+    {"__signature__", operator_described, NULL, NULL, "signature"},
+    {NULL, NULL, NULL, NULL, NULL}};
+
+PyDoc_STRVAR(bind_doc,
+             "bind($self, /, *inputs, out=None, threads=None)\n--\n\n"
+             "Convert the arguments once; the returned call computes on them as often as wanted.\n\n"
+             "The arrays are kept alive, and read and written where they are: an array that would have\n"
+             "to be copied (misaligned, foreign byte order, overlapping `out` in part) is refused.\n\n"
+             "Args:\n"
+             "    *inputs: As for a call.\n"
+             "    out: As for a call; made where it is not given.\n"
+             "    threads: As for a call.\n\n"
+             "Raises:\n"
+             "    ArgumentTypeError: As for a call.\n"
+             "    ArgumentError: As for a call, or an array would have to be copied.");
+
+static PyMethodDef operator_methods[] = {
+    {"bind", (PyCFunction)(void (*)(void))operator_bind, METH_FASTCALL | METH_KEYWORDS, bind_doc},
+    {"compute", operator_compute, METH_VARARGS,
+     "Compute on a tuple of NumPy arrays as they lie, inputs then outputs."},
+    {"bound", operator_bound, METH_VARARGS, "A bound call on a tuple of NumPy arrays as they lie."},
+    {"output_shapes", operator_output_shapes, METH_O,
+     "The shapes of the outputs, for inputs of some shapes."},
+    {"__copy__", operator_copy, METH_NOARGS, NULL},
+    {"__deepcopy__", operator_copy, METH_O, NULL},
+    {"__reduce__", operator_reduce, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL}};
+
+PyDoc_STRVAR(
+    operator_doc,
+    "A compiled operator. Made by `relu_ops.load` and `relu_ops.compile`.\n\n"
+    "Call it with arrays: `y = op(x)`, `op(x, out=y)`, in place `op(x, out=x)`; with several outputs\n"
+    "`out` is a sequence and so is the result. NumPy in, NumPy out; torch in, torch out; anything\n"
+    "else that speaks DLPack on the CPU is taken, and gives NumPy arrays. Of a masked array the data\n"
+    "are computed on, without the mask.\n\n"
+    "A call takes one array per input, of its dtype and of a shape that the model allows; Python\n"
+    "numbers and sequences are converted. `out` is where to write: an array (a sequence of them for\n"
+    "several outputs) of the output's dtype and shape; it may be an input, and an input that it\n"
+    "overlaps otherwise is read as it was before. `threads` is how many threads this call uses at\n"
+    "most, 1 to 256; None for the process's default (`relu_ops.set_num_threads`). It returns the\n"
+    "output, or a tuple of outputs: `out` where it was given. It raises `ArgumentTypeError` where an\n"
+    "argument has the wrong type or dtype, and `ArgumentError` where one has the wrong shape or\n"
+    "device, or there are too many, or threads is out of range.\n\n"
+    "Attributes:\n"
+    "    name: The name of the operator.\n"
+    "    inputs: Name, dtype and shape of every input.\n"
+    "    outputs: The same of every output.\n"
+    "    target: The target whose image is loaded.\n"
+    "    bundle: The bundle it came from.");
+
+static PyType_Slot operator_slots[] = {{Py_tp_doc, (void*)operator_doc},
+                                       {Py_tp_new, operator_new},
+                                       {Py_tp_call, PyVectorcall_Call},
+                                       {Py_tp_traverse, operator_traverse},
+                                       {Py_tp_dealloc, operator_dealloc},
+                                       {Py_tp_repr, operator_repr},
+                                       {Py_tp_members, operator_members},
+                                       {Py_tp_getset, operator_properties},
+                                       {Py_tp_methods, operator_methods},
+                                       {0, NULL}};
+
+PyType_Spec relu_ops_operator_spec = {"relu_ops.Operator", sizeof(OperatorObject), 0,
+                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC |
+                                        Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_IMMUTABLETYPE,
+                                    operator_slots};

@@ -1,0 +1,318 @@
+/* Runs plans on the CPU: chooses kernels, splits over threads, streams past the cache. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "arch_x86_64.h"
+#include "check.h"
+#include "plan.h"
+#include "pool.h"
+#include "settings.h"
+
+/* Rows and columns that are run together. */
+typedef struct {
+  int64_t rows, columns;
+} Block;
+
+/* One pass, and how it is run. */
+typedef struct {
+  const Plan* plan;
+  const Kernel* kernel;
+  int32_t split; /* the dimension that is divided among threads */
+  bool align;    /* rows are long enough to align the output where it is not */
+  bool stream;
+  Block block;   /* or nothing: rows are run as they are */
+} Pass;
+
+/* How an operand lies inside a row: see schedule_x86.py. */
+static int64_t inner_stride(const Plan* plan, int32_t k) {
+  return plan->rank > 0 ? plan->stride[k][plan->rank - 1] : 1;
+}
+
+static int64_t row_stride(const Plan* plan, int32_t k) {
+  return plan->rank > 1 ? plan->stride[k][plan->rank - 2] : 0;
+}
+
+static const Kernel* choose_kernel(const relu_ops_operator* op, const int64_t* inner) {
+  for (int32_t v = 0; v < op->kernel_count; ++v) {
+    const int8_t* patterns = op->kernels[v].patterns;
+    bool fits = true;
+    for (int32_t k = 0; k < op->operand_count; ++k) fits &= patterns[k] < 0 || patterns[k] == inner[k];
+    if (fits) return &op->kernels[v];
+  }
+  return &op->kernels[op->kernel_count - 1];
+}
+
+/* ---- tiles --------------------------------------------------------------------------------------- */
+
+/* How far an output lies beyond a multiple of a vector. */
+static int64_t beyond_vector(const relu_ops_operator* op, const char* out) {
+  return (int64_t)((uintptr_t)out & (uintptr_t)(op->vector_bytes - 1));
+}
+
+/* Row by row, the output aligned to vectors after a short head: streaming stores need that. */
+static void run_aligned(const Pass* pass, char* const* data, const int64_t* row, const int64_t* inner,
+                        int64_t rows, int64_t n) {
+  const relu_ops_operator* op = pass->plan->op;
+  const Kernel* kernel = pass->kernel;
+  KernelCall body = pass->stream ? kernel->stream : kernel->call;
+  char* at[op->operand_count];
+  int32_t out = op->leaf_count;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int32_t k = 0; k < op->operand_count; ++k) at[k] = data[k] + r * row[k] * op->itemsizes[k];
+    int64_t beyond = beyond_vector(op, at[out]);
+    int64_t head = beyond ? (op->vector_bytes - beyond) / op->itemsizes[out] : 0;
+    if (head > n) head = n;
+    if (head) kernel->call(at, row, inner, 1, head);
+    for (int32_t k = 0; k < op->operand_count; ++k) at[k] += head * inner[k] * op->itemsizes[k];
+    if (n > head) body(at, row, inner, 1, n - head);
+  }
+}
+
+/* A transposed input is read in blocks, whose lines stay in the first-level cache until all of each is
+ * used: relu of 4096 x 4096 float32 takes 27 to 31 ms so and 122 row by row; of 128 x 512, 27 and 38 us
+ * (AMD EPYC, Zen 4, one thread, 2026-11-21). Wider blocks lose where rows lie a multiple of 4 KiB
+ * apart, smaller ones to the overhead of a call. What fits in that cache needs none. */
+static const Block across = {32, 16};
+#define ACROSS_FROM_BYTES (64 << 10)
+
+/* So are rows that meet the same row vectors (a scale, a bias), where each fills half that cache and
+ * more: scale_bias_leaky_relu of 64 x 4096 float32 takes 33 us so and 43 to 46 row by row, prelu 25
+ * and 33 (on the same machine). Shorter ones gain nothing; calls that move 8 MiB still gain, those that
+ * move 32, as much as the last-level cache holds, take up to 1.6 times as long. */
+#define SHARED_FROM_BYTES (16 << 10)
+#define SHARED_BLOCK_BYTES (4 << 10)
+#define SHARED_BLOCK_ROWS 64
+
+static Block choose_block(const Plan* plan, int64_t stream_bytes) {
+  const relu_ops_operator* op = plan->op;
+  const Block none = {0, 0};
+  int64_t itemsize = 0;
+  if (plan->rank < 2) return none;
+  for (int32_t k = 0; k < op->operand_count; ++k) {
+    int64_t row = llabs(row_stride(plan, k)), inner = llabs(inner_stride(plan, k));
+    if (row && row < inner) return plan->bytes >= ACROSS_FROM_BYTES ? across : none;
+    if (!row && inner == 1 && op->itemsizes[k] > itemsize) itemsize = op->itemsizes[k];
+  }
+  bool is_long = plan->extent[plan->rank - 1] * itemsize >= SHARED_FROM_BYTES;
+  if (!is_long || plan->bytes >= stream_bytes / SHARED_PER_STREAM) return none;
+  return (Block){SHARED_BLOCK_ROWS, SHARED_BLOCK_BYTES / itemsize};
+}
+
+static int64_t at_most(int64_t most, int64_t n) {
+  return n < most ? n : most;
+}
+
+/* The first columns are so many that the others begin with an aligned output, if its rows are alike. */
+static void run_blocks(const Pass* pass, char* const* data, const int64_t* row, const int64_t* inner,
+                       int64_t rows, int64_t n) {
+  const relu_ops_operator* op = pass->plan->op;
+  char* at[op->operand_count];
+  int32_t out = op->leaf_count;
+  int64_t beyond = pass->align ? beyond_vector(op, data[out]) / op->itemsizes[out] : 0;
+  for (int64_t r = 0; r < rows; r += pass->block.rows)
+    for (int64_t c = 0, some; c < n; c += some) {
+      some = at_most(pass->block.columns - (c ? 0 : beyond), n - c);
+      for (int32_t k = 0; k < op->operand_count; ++k)
+        at[k] = data[k] + (r * row[k] + c * inner[k]) * op->itemsizes[k];
+      pass->kernel->call(at, row, inner, at_most(pass->block.rows, rows - r), some);
+    }
+}
+
+/* One tile: the two innermost dimensions. */
+static void run_tile(const Pass* pass, char* const* data, const int64_t* row, const int64_t* inner,
+                     int64_t rows, int64_t n) {
+  const relu_ops_operator* op = pass->plan->op;
+  if (pass->stream) run_aligned(pass, data, row, inner, rows, n);
+  else if (pass->block.rows) run_blocks(pass, data, row, inner, rows, n);
+  else if (pass->align && beyond_vector(op, data[op->leaf_count]))
+    run_aligned(pass, data, row, inner, rows, n);
+  else pass->kernel->call(data, row, inner, rows, n);
+}
+
+/* ---- ranges -------------------------------------------------------------------------------------- */
+
+/* Move every operand by some steps along a dimension. */
+static void advance(const Plan* plan, char** data, int32_t dim, int64_t steps) {
+  for (int32_t k = 0; k < plan->op->operand_count; ++k)
+    data[k] += steps * plan->stride[k][dim] * plan->op->itemsizes[k];
+}
+
+/* The tiles of a range of the split dimension, one after another. */
+static void run_tiles(const Pass* pass, const int64_t* row, const int64_t* inner, int64_t begin,
+                      int64_t end) {
+  const Plan* plan = pass->plan;
+  int32_t rank = plan->rank;
+  int64_t extent[MAX_RANK], index[MAX_RANK];
+  char* data[plan->op->operand_count];
+  memcpy(extent, plan->extent, sizeof(int64_t) * (size_t)rank);
+  memcpy(data, plan->data, sizeof(data));
+  memset(index, 0, sizeof(int64_t) * (size_t)rank);
+  extent[pass->split] = end - begin;
+  advance(plan, data, pass->split, begin);
+  int64_t n = extent[rank - 1], rows = rank > 1 ? extent[rank - 2] : 1;
+  for (;;) {
+    run_tile(pass, data, row, inner, rows, n);
+    int32_t d = rank - 3;
+    for (; d >= 0; --d) {
+      advance(plan, data, d, 1);
+      if (++index[d] < extent[d]) break;
+      advance(plan, data, d, -extent[d]);
+      index[d] = 0;
+    }
+    if (d < 0) break;
+  }
+}
+
+/* A range of the split dimension. A small vector takes less time than its tiles to set up: one of 16
+ * elements 20 ns so and 35 with them (AMD EPYC, Zen 4, 2026-11-22). */
+static void run_range(const Pass* pass, int64_t begin, int64_t end) {
+  const Plan* plan = pass->plan;
+  int64_t row[plan->op->operand_count], inner[plan->op->operand_count];
+  for (int32_t k = 0; k < plan->op->operand_count; ++k) {
+    inner[k] = inner_stride(plan, k);
+    row[k] = row_stride(plan, k);
+  }
+  if (plan->rank < 2 && begin == 0) run_tile(pass, plan->data, row, inner, 1, end);
+  else run_tiles(pass, row, inner, begin, end);
+  if (pass->stream) arch_store_fence();
+}
+
+/* The contract has no flush-to-zero and one rounding mode, whatever the calling thread set. */
+static void run_exactly(const Pass* pass, int64_t begin, int64_t end) {
+  ArchFloatMode caller = arch_float_mode(), wanted = arch_exact_float_mode(caller);
+  if (caller != wanted) arch_set_float_mode(wanted);
+  run_range(pass, begin, end);
+  if (caller != wanted) arch_set_float_mode(caller);
+}
+
+/* ---- threads ------------------------------------------------------------------------------------- */
+
+/* Chunks of a dimension end at multiples of GRAIN elements, where there are as many. */
+#define GRAIN 1024
+static int64_t boundary(int64_t extent, int64_t chunk, int64_t chunks) {
+  int64_t at = extent / chunks * chunk + extent % chunks * chunk / chunks;
+  return chunk < chunks && extent >= GRAIN * chunks ? at / GRAIN * GRAIN : at;
+}
+
+static void run_chunk(void* argument, int64_t chunk, int64_t chunks) {
+  const Pass* pass = (const Pass*)argument;
+  int64_t extent = pass->plan->extent[pass->split];
+  int64_t begin = boundary(extent, chunk, chunks), end = boundary(extent, chunk + 1, chunks);
+  if (begin < end) run_exactly(pass, begin, end);
+}
+
+/* The outermost dimension that has enough for every thread, or else the longest. */
+static int32_t choose_split(const Plan* plan, int64_t chunks) {
+  int32_t longest = 0;
+  for (int32_t d = 0; d < plan->rank; ++d) {
+    if (plan->extent[d] >= chunks) return d;
+    if (plan->extent[d] > plan->extent[longest]) longest = d;
+  }
+  return longest;
+}
+
+/* A large job has more chunks than threads: whoever is late does less. A chunk costs 0.1 us. */
+#define MOST_CHUNKS_PER_THREAD 4
+#define CHUNK_BYTES (2 << 20)
+static int64_t chunks_of(const Plan* plan, int threads) {
+  int64_t each = plan->bytes / threads / CHUNK_BYTES;
+  if (each < 1) each = 1;
+  return threads * at_most(MOST_CHUNKS_PER_THREAD, each);
+}
+
+/* How many threads a call may use. A host says how many it has; the process's number is the pool's. */
+static int threads_of(const Plan* plan, const relu_ops_settings* settings) {
+  int most = plan->threads ? plan->threads : plan->host ? RELU_OPS_MOST_THREADS : settings->threads;
+  return plan->host && plan->host->count < most ? plan->host->count : most;
+}
+
+/* A host's threads are its own: whether they sleep is not for us to know. */
+static void run_split(Pass* pass, int threads, int64_t wake_bytes) {
+  const Plan* plan = pass->plan;
+  int64_t chunks = chunks_of(plan, threads);
+  pass->split = choose_split(plan, chunks);
+  chunks = at_most(plan->extent[pass->split], chunks);
+  if (plan->host) plan->host->run(plan->host->host, run_chunk, pass, chunks);
+  else relu_ops_parallel(run_chunk, pass, chunks, (PoolUse){threads, plan->bytes, wake_bytes});
+}
+
+/* ---- passes -------------------------------------------------------------------------------------- */
+
+/* Bytes of a row from which on it gains from aligned stores. NumPy's large arrays lie 16 bytes beyond a
+ * multiple of 32: relu of 2048 float32 takes 0.22 us on them without and 0.19 with a head that aligns,
+ * of 1M 97 and 88 us, as on aligned ones (AMD EPYC, Zen 4, one thread, 2026-11-21). */
+#define ALIGN_BYTES 4096
+
+/* Aligning needs a kernel of whole vectors, and whole elements in rows that are not all head and tail. */
+static bool can_align(const Plan* plan, const Kernel* kernel, int64_t least_bytes) {
+  const relu_ops_operator* op = plan->op;
+  int64_t itemsize = op->itemsizes[op->leaf_count];
+  int64_t n = plan->rank > 0 ? plan->extent[plan->rank - 1] : 1;
+  return n * itemsize >= least_bytes && kernel->stream &&
+         ((uintptr_t)plan->data[op->leaf_count] & (uintptr_t)(itemsize - 1)) == 0;
+}
+
+static void run_pass(const Plan* plan) {
+  if (plan->rank < 0) return;
+  const relu_ops_settings none = {1, INT64_MAX, INT64_MAX, INT64_MAX};
+  const relu_ops_settings settings =
+      relu_ops_settings_matter(plan->bytes) ? relu_ops_current_settings() : none;
+  int64_t inner[plan->op->operand_count];
+  for (int32_t k = 0; k < plan->op->operand_count; ++k) inner[k] = inner_stride(plan, k);
+  Pass pass = {.plan = plan, .kernel = choose_kernel(plan->op, inner)};
+  pass.block = choose_block(plan, settings.stream_bytes);
+  pass.align = can_align(plan, pass.kernel, ALIGN_BYTES);
+  pass.stream = plan->bytes >= settings.stream_bytes &&
+                can_align(plan, pass.kernel, 8 * plan->op->vector_bytes);
+  int threads = threads_of(plan, &settings);
+  if (plan->bytes < settings.parallel_bytes || threads < 2 || plan->rank == 0)
+    run_exactly(&pass, 0, plan->rank > 0 ? plan->extent[0] : 1);
+  else run_split(&pass, threads, settings.wake_bytes);
+}
+
+/* ---- short vectors ------------------------------------------------------------------------------- */
+
+/* Where a vector's operands lie, and whether each moves; false where the output overlaps one otherwise than
+ * element for element. */
+static bool place_vector(char** data, int64_t* inner, const relu_ops_operator* op, const DLTensor* inputs,
+                         const DLTensor* output, int64_t elements) {
+  int32_t last = op->leaf_count;
+  uintptr_t out = (uintptr_t)output->data + output->byte_offset;
+  uintptr_t past = out + (uintptr_t)(elements * op->itemsizes[last]);
+  data[last] = (char*)out;
+  inner[last] = 1;
+  for (int32_t k = 0; k < last; ++k) {
+    int32_t input = op->leaves[k].input;
+    data[k] = (char*)op->leaves[k].constant;
+    inner[k] = 0;
+    if (input < 0) continue;
+    uintptr_t at = (uintptr_t)inputs[input].data + inputs[input].byte_offset;
+    data[k] = (char*)at;
+    inner[k] = !is_number(&op->inputs[input]);
+    int64_t bytes = (inner[k] ? elements : 1) * op->itemsizes[k];
+    bool itself = at == out && inner[k] && op->itemsizes[k] == op->itemsizes[last];
+    if (at + (uintptr_t)bytes > out && past > at && !itself) return false;
+  }
+  return true;
+}
+
+bool relu_ops_run_short(const relu_ops_operator* op, const DLTensor* inputs, const DLTensor* outputs) {
+  static const int64_t rows[SHORT_OPERANDS];
+  if (!op->takes_vectors || op->output_count != 1 || op->operand_count > SHORT_OPERANDS) return false;
+  int64_t elements = relu_ops_alike_elements(op, inputs, outputs);
+  if (elements == 0 || elements * op->itemsizes[op->leaf_count] >= ALIGN_BYTES ||
+      relu_ops_settings_matter(elements * op->element_bytes))
+    return false;
+  char* data[SHORT_OPERANDS];
+  int64_t inner[SHORT_OPERANDS];
+  if (!place_vector(data, inner, op, inputs, outputs, elements)) return false;
+  ArchFloatMode caller = arch_float_mode(), wanted = arch_exact_float_mode(caller);
+  if (caller != wanted) arch_set_float_mode(wanted);
+  choose_kernel(op, inner)->call(data, rows, inner, 1, elements);
+  if (caller != wanted) arch_set_float_mode(caller);
+  return true;
+}
+
+void relu_ops_run_cpu(const Plan* plan) {
+  for (; plan; plan = plan->next) run_pass(plan);
+}

@@ -1,1 +1,0 @@
-/* Nothing of the driver is used in device code. */
