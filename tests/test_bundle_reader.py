@@ -432,6 +432,11 @@ def test_this_machine_is_the_default() -> None:
     bundle = native.open_files("shown", whole(NO_FLAGS))
     assert bundle.choose() == "a"
     assert native.Operator(bundle, "act2").target == "a"
+    levels = native.open_files("shown", whole(FILES))
+    best = max(
+        name for name in levels.targets if set(TARGETS[name].flags) <= native.processor_features()
+    )
+    assert levels.choose() == native.Operator(levels, "act1").target == best
     made_up = images.written([images.operator("f")], kernels=3, requires=("made_up",))
     lonely = native.open_image("shown", bytes(made_up.content))
     reason = "the processor or its operating system lacks made_up"

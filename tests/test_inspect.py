@@ -272,10 +272,13 @@ def test_names_come_back(tmp_path: Path, name: str) -> None:
     assert inspect.rebuild_check(path)["identical"]
 
 
-def test_several_operators_built_again(several: Path) -> None:
+def test_several_operators_built_again(several: Path, tmp_path: Path) -> None:
     report = inspect.rebuild_check(several)
     assert report["identical"]
     assert [file["path"] for file in report["files"]] == ["one.onnx", "another.onnx", *IMAGES]
+    first_as_its_graph = {"relu": graphs.relu(), "other": graphs.relu6()}
+    relu_ops.build(first_as_its_graph, ["x86-64-v2"], tmp_path / "a.bundle")
+    assert inspect.rebuild_check(tmp_path / "a.bundle")["identical"]
 
 
 def test_an_image_that_differs(

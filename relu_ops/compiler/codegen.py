@@ -19,6 +19,7 @@ import tvm
 
 from relu_ops import ir
 from relu_ops.compiler import schedule_x86
+from relu_ops.compiler.layout import LINE
 from relu_ops.compiler.schedule_x86 import Kernel
 from relu_ops.errors import BuildError
 from relu_ops.targets import Target
@@ -31,15 +32,11 @@ releases the GIL: of 180 builds in three threads without a lock 4 gave other byt
 # build: wait for its end, which comes within some tens of milliseconds.
 os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
-LINE = 64
-"""Bytes of a line of the instruction cache: what functions and blocks are aligned to.
-
-Where a short loop lies across two lines, the processor fetches both for every turn: leaky_relu of
-64k float32 takes 4.2 us so, and 2.4 in one line (AMD EPYC, one thread, 2026-11-28). LLVM's options
-for loops alone do nothing through TVM, the one that spares blocks reached by falling through spares
-the heads of loops; so every block is aligned, and functions, whose first block they would pad.
-"""
-
+# Where a short loop lies across two lines of the instruction cache, the processor fetches both for
+# every turn: leaky_relu of 64k float32 takes 4.2 us so, and 2.4 in one line (AMD EPYC, one thread,
+# 2026-11-28). LLVM's options for loops alone do nothing through TVM, and the one that spares blocks
+# reached by falling through spares the heads of loops: so every block is aligned. So are functions:
+# LLVM would put what fills a line before their first block, behind their name.
 _LLVM_OPTIONS = [
     f"-align-all-{what}:uint={LINE.bit_length() - 1}" for what in ("functions", "blocks")
 ]

@@ -17,7 +17,7 @@ import numpy as np
 
 from relu_ops import ir
 from relu_ops.compiler import codegen, layout, objects, schedule_x86
-from relu_ops.compiler.codegen import LINE
+from relu_ops.compiler.layout import LINE
 from relu_ops.compiler.objects import Code
 from relu_ops.compiler.schedule import Leaf, leaves_of
 from relu_ops.compiler.schedule_x86 import Kernel
@@ -30,7 +30,6 @@ _ANY = -1
 """A rank, or an extent, that a model leaves open; below it are symbols."""
 
 _NOTHING = (0, 0)
-_CONSTANT_ALIGNMENT = 64
 _LONG = 60
 _BETWEEN_CODE = b"\xcc"
 """An instruction that traps: nothing goes there."""
@@ -328,7 +327,7 @@ class _Tables:
         if value.array is None:
             return _seen(leaf.view), value.input, 0, _NOTHING
         content = np.ascontiguousarray(value.array).tobytes()
-        at = self.image.put(content, _CONSTANT_ALIGNMENT)
+        at = self.image.put(content, LINE)
         return _seen(leaf.view), _ANY, at, self.dims(next(iter(value.terms)).shape)
 
     def kernels(self, entries: Sequence[int]) -> list[tuple[Any, ...]]:

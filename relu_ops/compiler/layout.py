@@ -9,6 +9,9 @@ import numpy as np
 
 MAGIC, FORMAT, X86_64 = b"relu_ops", 2, 1
 
+LINE = 64
+"""What code, its entry points and arrays begin at multiples of: a line of the caches."""
+
 
 def _layout(*fields: tuple[str, str | np.dtype]) -> np.dtype:
     return np.dtype(list(fields))

@@ -17,7 +17,7 @@ from elftools.elf.enums import ENUM_RELOC_TYPE_x64
 from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 
-from relu_ops.compiler.codegen import LINE
+from relu_ops.compiler.layout import LINE
 from relu_ops.errors import BuildError
 
 TEXT = ".text"

@@ -1,4 +1,4 @@
-/* An image as it lies in a file: a header, the operators' tables, constants, code. docs/bundle.md
+/* An image as it lies in a file: a header, code and its constants, the operators' tables. docs/bundle.md
  * describes every field; compiler/image.py writes it; image.c reads it, and believes nothing of it.
  *
  * Numbers are little-endian. Every place is an offset from the start of the image, at a multiple of the

@@ -1,11 +1,12 @@
-/* Reads an image from memory, follows everything that the reader gives, and calls none of its code.
+/* Reads an image from memory, follows everything that the reader gives, plans calls of arrays of made-up
+ * shapes, and runs none of its code.
  *
  * As libFuzzer wants it, which finds its own way into the reader:
  *
  *   N=relu_ops/native
  *   clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -I$N/include -I$DLPACK \
- *     -DRELU_OPS_SEMANTICS=1 -DRELU_OPS_PACKAGE_VERSION='"0"' tests/native/fuzz_image.c \
- *     $N/image.c $N/operator.c $N/mapping.c $N/error.c -o fuzz_image
+ *     -DRELU_OPS_SEMANTICS=1 -DRELU_OPS_PACKAGE_VERSION='"0"' -pthread tests/native/fuzz_image.c \
+ *     $(find $N -name "*.c" ! -name "python*") -o fuzz_image
  *   ./fuzz_image -max_len=8192 -max_total_time=3600 CORPUS
  *
  * mutate_images.c calls it without a fuzzer. It ends the process where a promise is broken. */
@@ -13,13 +14,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../relu_ops/native/arch_x86_64.h"
 #include "../../relu_ops/native/core.h"
 #include "../../relu_ops/native/image.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size);
 
-/* How many images were read and how many operators mapped, for who counts. */
-size_t images_accepted, operators_mapped;
+/* How many images were read, operators mapped, and calls planned, for who counts. */
+size_t images_accepted, operators_mapped, calls_planned;
 
 static volatile unsigned char sink; /* what is read here cannot be left out */
 
@@ -58,7 +60,8 @@ static void walk_dims(const Walk* w, const int64_t* dims, int32_t rank, int64_t 
   for (int32_t d = 0; d < rank; ++d) PROMISE(dims[d] >= lowest && dims[d] < INT64_C(1) << 62);
 }
 
-static void walk_specs(const Walk* w, const relu_ops_operator* op, const relu_ops_spec* specs, int32_t count) {
+static void walk_specs(const Walk* w, const relu_ops_operator* op, const relu_ops_spec* specs,
+                       int32_t count) {
   for (int32_t k = 0; k < count; ++k) {
     walk_text(w, specs[k].name);
     PROMISE(specs[k].rank >= -1 && specs[k].dtype.lanes == 1);
@@ -137,6 +140,54 @@ static void walk_operator(const Walk* w, const relu_ops_operator* op) {
   PROMISE(op->vector_bytes >= 1 && op->vector_bytes <= 64);
 }
 
+/* ---- planning ---------------------------------------------------------------------------------------- */
+
+typedef int64_t Extents[MAX_RANK];
+
+/* Arrays of made-up shapes: the declared extents; for the others, small ones mostly, that fit together or do
+ * not, and at times ones whose products have more bits than there are. Nobody reads what they point to. */
+static void make_up(const relu_ops_operator* op, uint32_t seed, DLTensor* inputs, Extents* shapes) {
+  static const int64_t SOME[] = {1, 2, 6, 2, 6, 3, 0, 1, INT64_C(1) << 31, INT64_C(1) << 61};
+  static _Alignas(64) char nowhere[64];
+  for (int32_t k = 0; k < op->input_count; ++k) {
+    const relu_ops_spec* spec = &op->inputs[k];
+    int32_t rank = spec->rank < 0 ? (int32_t)(seed % 4) : spec->rank;
+    for (int32_t d = 0; d < rank; ++d) {
+      seed = seed * 1664525 + 1013904223;
+      shapes[k][d] = spec->rank < 0 || spec->dims[d] < 0 ? SOME[(seed >> 16) % (seed % 8 ? 6 : 10)]
+                                                         : spec->dims[d];
+    }
+    inputs[k] = (DLTensor){nowhere, {kDLCPU, 0}, rank, spec->dtype, shapes[k], NULL, 0};
+  }
+}
+
+/* Outputs of the shapes that the operator says, each at a place of its own. */
+static void plan_call(const relu_ops_operator* op, const DLTensor* inputs, const int32_t* ranks,
+                      Extents* shapes, DLTensor* outputs) {
+  static _Alignas(64) char nowhere[RELU_OPS_MOST_OUTPUTS * 64];
+  for (int32_t k = 0; k < op->output_count; ++k)
+    outputs[k] = (DLTensor){nowhere + 64 * k, {kDLCPU, 0}, ranks[k], op->outputs[k].dtype, shapes[k], NULL,
+                            0};
+  relu_ops_bound* bound;
+  if (relu_ops_bind(op, inputs, outputs, NULL, &bound) != RELU_OPS_OK) return;
+  ++calls_planned;
+  relu_ops_free(bound);
+}
+
+static void plan_calls(const relu_ops_operator* op) {
+  static DLTensor inputs[RELU_OPS_MOST_INPUTS], outputs[RELU_OPS_MOST_OUTPUTS];
+  static Extents input_shapes[RELU_OPS_MOST_INPUTS], shapes[RELU_OPS_MOST_OUTPUTS];
+  static int32_t ranks[RELU_OPS_MOST_OUTPUTS];
+  for (uint32_t seed = 0; seed < 8; ++seed) {
+    make_up(op, seed, inputs, input_shapes);
+    relu_ops_status status = relu_ops_output_shapes(op, inputs, ranks, shapes);
+    PROMISE(status == RELU_OPS_OK || status == RELU_OPS_ARGUMENT || status == RELU_OPS_MEMORY);
+    if (status == RELU_OPS_OK) plan_call(op, inputs, ranks, shapes, outputs);
+  }
+}
+
+/* ---- images ------------------------------------------------------------------------------------------ */
+
 /* A refusal is of a kind, and a sentence that begins with what is refused. */
 static void check_refusal(relu_ops_status status, const char* shown) {
   PROMISE(status == RELU_OPS_BUNDLE || status == RELU_OPS_TARGET || status == RELU_OPS_MEMORY ||
@@ -149,14 +200,16 @@ static void check_refusal(relu_ops_status status, const char* shown) {
 static void map_operator(const Image* image, size_t number) {
   relu_ops_operator* op;
   relu_ops_status status = relu_ops_map_operator(image, number, &op);
+  PROMISE((status == RELU_OPS_TARGET) == (image->header.machine != ARCH_MACHINE));
   if (status != RELU_OPS_OK) {
-    PROMISE(status != RELU_OPS_BUNDLE && status != RELU_OPS_ARGUMENT);
+    PROMISE(status != RELU_OPS_BUNDLE);
     check_refusal(status, "image");
     return;
   }
   ++operators_mapped;
   const unsigned char* name = (const unsigned char*)op->name;
   walk_operator(&(Walk){name - relu_ops_image_operator(image, number).name.at, image}, op);
+  plan_calls(op);
   relu_ops_release(op);
 }
 

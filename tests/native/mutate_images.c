@@ -15,7 +15,7 @@
 #include "../../relu_ops/native/image.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size);
-extern size_t images_accepted, operators_mapped;
+extern size_t images_accepted, operators_mapped, calls_planned;
 
 typedef struct {
   uint8_t* bytes;
@@ -144,13 +144,13 @@ int main(int argc, char** argv) {
     if (images_accepted != k + 1) return fprintf(stderr, "%s: is refused as it is\n", argv[k + 3]), 2;
   }
   uint64_t first = strtoull(argv[1], NULL, 10), many = strtoull(argv[2], NULL, 10);
-  images_accepted = operators_mapped = 0;
+  images_accepted = operators_mapped = calls_planned = 0;
   for (uint64_t number = first; number < first + many; ++number) {
     fprintf(stderr, "%llu\n", (unsigned long long)number);
     mutate(images, count, number);
   }
-  printf("%llu mutations: %zu accepted, %zu operators mapped\n", (unsigned long long)many, images_accepted,
-         operators_mapped);
+  printf("%llu mutations: %zu accepted, %zu operators mapped, %zu calls planned\n",
+         (unsigned long long)many, images_accepted, operators_mapped, calls_planned);
   for (size_t k = 0; k < count; ++k) free(images[k].bytes);
   free(images);
   return 0;

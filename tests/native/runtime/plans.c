@@ -2,6 +2,9 @@
 #include "by_hand.h"
 
 #include <pthread.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "../../../relu_ops/native/plan.h"
 
@@ -423,6 +426,42 @@ static void most_outputs_on_a_small_stack(void) {
   pthread_attr_destroy(&attributes);
 }
 
+/* Let this process have so many bytes more, and no others. */
+static void limit_memory(size_t more) {
+  unsigned long pages;
+  FILE* file = fopen("/proc/self/statm", "r");
+  CHECK(file && fscanf(file, "%lu", &pages) == 1 && fclose(file) == 0);
+  rlim_t most = pages * (rlim_t)sysconf(_SC_PAGESIZE) + more;
+  const struct rlimit limit = {most, most};
+  CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+}
+
+/* A plan for each of 512 outputs takes 75 MB; of one shape they share one. */
+static void memory_is_short(void) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  skip("sanitizers need the memory that is refused");
+#endif
+  enum { COUNT = RELU_OPS_MOST_OUTPUTS };
+  static DLTensor x[COUNT], y[COUNT];
+  static float memory[4 * COUNT];
+  char message[128];
+  relu_ops_bound* bound = NULL;
+  limit_memory(32 << 20);
+  call_many(COUNT, false);
+  relu_ops_operator* op = each_of(COUNT, true);
+  for (int k = 0; k < COUNT; ++k) {
+    x[k] = tensor(memory, 1, DIMS(2));
+    y[k] = tensor(memory + 2 * k, 1, DIMS(2));
+  }
+  y[1].shape = x[1].shape = (int64_t*)DIMS(1);
+  snprintf(message, sizeof(message), "f: there is no memory for the plan of a call (%zu bytes)",
+           plans_size(op));
+  REFUSED(relu_ops_call(op, x, y, NULL), RELU_OPS_MEMORY, message, NULL);
+  REFUSED(relu_ops_bind(op, x, y, NULL, &bound), RELU_OPS_MEMORY, message, NULL);
+  CHECK(!bound);
+  drop(op);
+}
+
 /* Outputs of shapes that do go together: the smaller one is computed again and again, and right. */
 static void outputs_that_broadcast_together(void) {
   relu_ops_operator* op = each_of(2, true);
@@ -459,6 +498,7 @@ const Test PLANS[] = {
     {"elements_of_two_sizes", elements_of_two_sizes},
     {"many_outputs", many_outputs},
     {"most_outputs_on_a_small_stack", most_outputs_on_a_small_stack},
+    {"memory_is_short", memory_is_short},
     {"outputs_that_broadcast_together", outputs_that_broadcast_together},
     {"a_transposed_input_is_read_in_blocks", a_transposed_input_is_read_in_blocks},
     {NULL, NULL},
