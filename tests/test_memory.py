@@ -87,7 +87,9 @@ def test_large_outputs_are_recycled(relu: Operator) -> None:
         y = relu(given)
         address = y.ctypes.data
         assert y.flags.c_contiguous == given.flags.c_contiguous
+        assert not memory._free
         del y
+        assert len(memory._free) == 1
         assert relu(given).ctypes.data == address
     small = np.ones(LARGE - 1, np.float32)
     memory._free.clear()

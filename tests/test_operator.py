@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import children
 import ml_dtypes
 import numpy as np
 import onnx.parser
@@ -34,7 +35,7 @@ from cases import NEVER, fresh, settings
 
 from relu_ops import bundle, compiler, graphs, manifest, targets
 from relu_ops.errors import ArgumentError, ArgumentTypeError, BundleError
-from relu_ops.runtime import dispatch
+from relu_ops.runtime import dispatch, tuning
 from relu_ops.runtime.operator import BoundCall, Operator
 from relu_ops.semantics import DTYPES
 from relu_ops.verification import random_values, same, special_values
@@ -1039,6 +1040,25 @@ def test_a_pickle_asks_for_the_target_that_was_asked_for(tmp_path: Path) -> None
     for wanted, found in ((None, NATIVE), (plainest, plainest)):
         twin = pickle.loads(pickle.dumps(dispatch.load(tmp_path / "a.bundle", target=wanted)))
         assert (twin.wanted_target, twin.target) == (wanted, found)
+
+
+def test_who_unpickles_heeds_what_was_measured(relu: Operator, tmp_path: Path) -> None:
+    """As who loads: thresholds that `relu-ops tune` found on this machine."""
+    found = tuning.Thresholds(1000, 2000, 3000)
+    measured = tuning.Tuning(targets.this_machine().cpu, 2, "2026-11-28", found)
+    (tmp_path / "tuning.json").write_text(tuning.encode(measured))
+    (tmp_path / "op.pickle").write_bytes(pickle.dumps(relu))
+    code = """
+import pickle, sys
+with open(sys.argv[1], "rb") as file:
+    op = pickle.load(file)
+from relu_ops.native import _python as native
+print(native.get_settings())
+"""
+    variables = {"RELU_OPS_TUNING": str(tmp_path / "tuning.json"), "RELU_OPS_NUM_THREADS": "2"}
+    done = children.run(code, tmp_path / "op.pickle", **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{(2, *found)}\n"
 
 
 def test_a_pickle_of_one_of_several_operators(tmp_path: Path) -> None:
