@@ -18,7 +18,14 @@ from pathlib import Path
 
 from relu_ops import bundle as bundles
 from relu_ops.bundle import Bundle
-from relu_ops.errors import ArgumentError, BundleError, CacheError, ReluOpsError
+from relu_ops.errors import (
+    ArgumentError,
+    BundleError,
+    CacheError,
+    MissingDependencyError,
+    ReluOpsError,
+    require,
+)
 
 DIRECTORY_VARIABLE = "RELU_OPS_CACHE"
 SIZE_VARIABLE = "RELU_OPS_CACHE_SIZE"
@@ -54,6 +61,7 @@ def directory() -> Path:
 
     Raises:
         CacheError: The user has no home directory, and no other place was named.
+        MissingDependencyError: No place was named, and platformdirs is not installed.
     """
     chosen = os.environ.get(DIRECTORY_VARIABLE)
     if chosen and not chosen.startswith("~"):
@@ -71,6 +79,7 @@ def directory() -> Path:
 
 
 def _usual_directory() -> Path:
+    require("platformdirs", "compile", "the compile cache")
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("relu_ops", appauthor=False))
@@ -105,7 +114,9 @@ def fetch(key: str, make: Make) -> Bundle:
             return _store(path, make())
     except CacheError as error:
         _say_once(error)
-        return bundles.from_contents(key, make())
+    except MissingDependencyError:
+        pass  # what compiles is missing too: `make` says what for
+    return bundles.from_contents(key, make())
 
 
 _said: set[str] = set()
@@ -178,6 +189,7 @@ def _store(path: Path, files: Mapping[str, bytes]) -> Bundle:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    require("filelock", "compile", "the compile cache")
     import filelock
 
     lock = filelock.FileLock(path, timeout=_LOCK_SECONDS, mode=0o600)
