@@ -176,8 +176,11 @@ class _Scheduler:
         if len(self.graph.values) > _LARGEST_UNROLLED_TAIL or lanes == 1:
             done = tirx.Mul(vectors, _int(lanes))
             rest = tirx.Sub(self.n, done)
-            element = _block(self._elements(tirx.Add(done, j), 1))
-            return _block([*statements, _loop(j, _int(0), rest, element)])
+            element = self._elements(tirx.Add(done, j), 1)
+            if len(self.repeated) == len(self.leaves):
+                # The same number again and again: LLVM would call memset, which an image has not.
+                element.append(self._not_unrolled())
+            return _block([*statements, _loop(j, _int(0), rest, _block(element))])
         return _block(statements + self._halving_tail(lanes))
 
     def _not_unrolled(self) -> Any:

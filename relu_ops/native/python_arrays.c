@@ -4,6 +4,7 @@
 #include "python.h"
 
 #include <numpy/arrayscalars.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* From here on runtime/memory.py makes outputs. */
@@ -192,8 +193,23 @@ static PyObject* adopt_outputs(Arrays* arrays, PyObject* out) {
 static struct {
   PyTypeObject *tensor, *parameter; /* torch's, once they were met; or NULL */
   const DLPackExchangeAPI* exchange;
-  PyObject *requires_grad, *is_neg; /* interned names */
+  PyGetSetDef* requires_grad; /* of torch.Tensor */
+  PyMethodDef* is_neg;
 } torch;
+
+/* What torch.Tensor's attributes are made of, if they are what is expected. To call them directly takes a
+ * third less time than by their names (46 and 97 ns in all, Intel Xeon, 2026-11-28). */
+static bool meet_attributes(PyObject* tensor) {
+  PyObject* grad = PyObject_GetAttrString(tensor, "requires_grad");
+  PyObject* negated = PyObject_GetAttrString(tensor, "is_neg");
+  if (grad && Py_IS_TYPE(grad, &PyGetSetDescr_Type))
+    torch.requires_grad = ((PyGetSetDescrObject*)grad)->d_getset;
+  if (negated && Py_IS_TYPE(negated, &PyMethodDescr_Type))
+    torch.is_neg = ((PyMethodDescrObject*)negated)->d_method;
+  Py_XDECREF(grad);
+  Py_XDECREF(negated);
+  return torch.requires_grad && torch.is_neg && torch.is_neg->ml_flags == METH_NOARGS;
+}
 
 /* Look torch up among the imported modules: its exact types, and DLPack's C interface to them. */
 static bool meet_torch(void) {
@@ -207,11 +223,8 @@ static bool meet_torch(void) {
       parameter && PyCapsule_CheckExact(capsule) ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
                                                  : NULL;
   bool usable = exchange && exchange->header.version.major == DLPACK_MAJOR_VERSION &&
-                exchange->dltensor_from_py_object_no_sync && exchange->managed_tensor_allocator &&
-                exchange->managed_tensor_to_py_object_no_sync;
-  torch.requires_grad = PyUnicode_InternFromString("requires_grad");
-  torch.is_neg = PyUnicode_InternFromString("is_neg");
-  usable = usable && torch.requires_grad && torch.is_neg;
+                exchange->dltensor_from_py_object_no_sync &&
+                exchange->managed_tensor_to_py_object_no_sync && meet_attributes(tensor);
   if (usable) {
     torch.exchange = exchange;
     torch.parameter = (PyTypeObject*)Py_NewRef(parameter);
@@ -236,10 +249,10 @@ static bool is_tensor(PyObject* x) {
 /* Whether a tensor is what its memory holds: torch hands out one that requires a gradient without a word,
  * and a negated view with its data as they lie. Both go the careful way, which resolves or refuses. */
 static bool is_plain(PyObject* x) {
-  PyObject* grad = PyObject_GetAttr(x, torch.requires_grad);
+  PyObject* grad = torch.requires_grad->get(x, torch.requires_grad->closure);
   bool plain = grad == Py_False;
   Py_XDECREF(grad);
-  PyObject* negated = plain ? PyObject_VectorcallMethod(torch.is_neg, &x, 1, NULL) : NULL;
+  PyObject* negated = plain ? torch.is_neg->ml_meth(x, NULL) : NULL;
   plain = negated == Py_False;
   Py_XDECREF(negated);
   return plain;
@@ -263,27 +276,52 @@ static bool adopt_tensor(Arrays* arrays, int k, PyObject* x) {
   return true;
 }
 
-/* torch reports here why it makes no tensor; the careful way asks again, and raises what it says then. */
-static void leave_unsaid(void* context, const char* kind, const char* message) {
-  (void)context;
-  (void)kind;
-  (void)message;
+/* Memory for a tensor, and what DLPack says of it: one block, which torch gives back by `deleter`. torch's
+ * own allocator for DLPack takes 0.3 us longer: it makes a tensor first, and another of that. */
+typedef struct {
+  DLManagedTensorVersioned managed;
+  int64_t shape[MAX_RANK], strides[MAX_RANK];
+} Block;
+
+#define TENSOR_ALIGNMENT 64
+
+static void free_block(DLManagedTensorVersioned* managed) { free(managed->manager_ctx); }
+
+static Block* new_block(const Expected* expected, int32_t rank, const int64_t* shape) {
+  int64_t bytes = expected->itemsize, stride = 1;
+  for (int32_t d = 0; d < rank; ++d)
+    if (__builtin_mul_overflow(bytes, shape[d], &bytes)) return NULL;
+  Block* block = malloc(sizeof(Block) + TENSOR_ALIGNMENT + (size_t)bytes);
+  if (!block) return NULL;
+  uintptr_t past = (uintptr_t)(block + 1) + TENSOR_ALIGNMENT - 1;
+  block->managed = (DLManagedTensorVersioned){
+      .version = {DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION},
+      .manager_ctx = block,
+      .deleter = free_block,
+      .dl_tensor = {.data = (void*)(past / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT),
+                    .device = {kDLCPU, 0},
+                    .ndim = rank,
+                    .dtype = expected->dtype,
+                    .shape = block->shape,
+                    .strides = block->strides}};
+  for (int32_t d = rank - 1; d >= 0; --d) {
+    block->shape[d] = shape[d];
+    block->strides[d] = stride;
+    stride *= shape[d] > 1 ? shape[d] : 1;
+  }
+  return block;
 }
 
 /* A new tensor for an output, adopted; a new reference, or NULL. */
-static PyObject* new_tensor(Arrays* arrays, int k, int32_t rank, int64_t* shape) {
-  DLTensor like = {.device = {kDLCPU, 0},
-                   .ndim = rank,
-                   .dtype = arrays->self->expected[k].dtype,
-                   .shape = shape};
-  DLManagedTensorVersioned* made = NULL;
+static PyObject* new_tensor(Arrays* arrays, int k, int32_t rank, const int64_t* shape) {
+  Block* block = new_block(&arrays->self->expected[k], rank, shape);
   PyObject* tensor = NULL;
-  if (torch.exchange->managed_tensor_allocator(&like, &made, NULL, leave_unsaid) || !made) return NULL;
-  arrays->tensors[k] = like;
-  arrays->tensors[k].data = (char*)made->dl_tensor.data + made->dl_tensor.byte_offset;
-  memcpy(arrays->shapes[k], shape, sizeof(int64_t) * (size_t)rank);
+  if (!block) return NULL;
+  arrays->tensors[k] = block->managed.dl_tensor;
   arrays->tensors[k].shape = arrays->shapes[k];
-  if (torch.exchange->managed_tensor_to_py_object_no_sync(made, (void**)&tensor)) return NULL;
+  arrays->tensors[k].strides = NULL;
+  memcpy(arrays->shapes[k], shape, sizeof(int64_t) * (size_t)rank);
+  if (torch.exchange->managed_tensor_to_py_object_no_sync(&block->managed, (void**)&tensor)) return NULL;
   return tensor;
 }
 

@@ -55,7 +55,15 @@ static PyObject* rounded_slope(PyObject* slope, int number) {
   return PyFloat_FromDouble((double)rounded);
 }
 
-/* Compute with an operator that is known; NULL, without an error, where the function must look. */
+/* Compute with an operator; without the GIL, another may take its place here, so that it is held. */
+static PyObject* compute_with(PyObject* op, PyObject* const* inputs, size_t count, PyObject* out) {
+  Py_INCREF(op);
+  PyObject* result = relu_ops_fast_call(op, inputs, count, out, 0);
+  Py_DECREF(op);
+  return result;
+}
+
+/* Compute with the operator that is known; NULL, without an error, where the function must look. */
 static PyObject* compute(StandardObject* self, const Arguments* given) {
   int number = PyArray_CheckExact(given->x) ? PyArray_TYPE((PyArrayObject*)given->x) : DTYPES;
   if (number >= DTYPES) return NULL;
@@ -63,11 +71,11 @@ static PyObject* compute(StandardObject* self, const Arguments* given) {
                                  PyFloat_AS_DOUBLE(given->slope) == USUAL_SLOPE);
   PyObject* op = usual ? self->usual[number] : self->sloped[number];
   if (!op) return NULL;
-  if (usual) return relu_ops_fast_call(op, &given->x, 1, given->out, 0);
+  if (usual) return compute_with(op, &given->x, 1, given->out);
   PyObject* slope = rounded_slope(given->slope, number);
   if (!slope) return NULL;
   PyObject* inputs[] = {given->x, slope};
-  PyObject* result = relu_ops_fast_call(op, inputs, 2, given->out, 0);
+  PyObject* result = compute_with(op, inputs, 2, given->out);
   Py_DECREF(slope);
   return result;
 }
