@@ -7,7 +7,7 @@ with a `Frame` and with the caller's values under the function's names.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
 import onnx.defs
@@ -28,6 +28,12 @@ def _key(function: FunctionProto) -> Key:
 def _name(key: Key) -> str:
     domain, name, overload = key
     return f"{domain or 'ai.onnx'}.{name}" + (f" (overload {overload})" if overload else "")
+
+
+def _wanted(function: FunctionProto, call: NodeProto) -> frozenset[str]:
+    """The outputs of a function to which a call gives names."""
+    pairs = zip(function.output, call.output, strict=False)
+    return frozenset(formal for formal, name in pairs if name)
 
 
 class Functions:
@@ -51,28 +57,32 @@ class Functions:
     def live(
         self, nodes: Sequence[NodeProto], wanted: Iterable[str]
     ) -> tuple[list[NodeProto], set[str]]:
-        """The nodes that some wanted value depends on, in their order, and all names they read."""
+        """The nodes that some wanted value depends on, in their order, and all names they read.
+
+        A call is among them without the results that nobody wants, and without the operands that
+        the others do not depend on: as if it left them out.
+        """
         found, needed = [], set(wanted) - {""}
         for node in reversed(nodes):
             if not needed.isdisjoint(node.output):
-                found.append(node)
-                needed |= self._operands(node, needed)
+                function = self.called(node)
+                found.append(node if function is None else self._trimmed(node, function, needed))
+                needed |= set(found[-1].input) - {""}
         return found[::-1], needed
 
-    def _operands(self, node: NodeProto, needed: set[str]) -> set[str]:
-        """What a node reads for those of its outputs that are needed."""
-        function = self.called(node)
-        if function is None:
-            return set(node.input) - {""}
-        formals = self._formals(
-            function, {f for f, o in zip(function.output, node.output, strict=False) if o in needed}
-        )
-        pairs = zip(function.input, node.input, strict=False)
-        return {actual for formal, actual in pairs if actual and formal in formals}
+    def _trimmed(self, call: NodeProto, function: FunctionProto, needed: set[str]) -> NodeProto:
+        copy = NodeProto()
+        copy.CopyFrom(call)
+        copy.output[:] = [name if name in needed else "" for name in call.output]
+        formals = self._formals(function, _wanted(function, copy))
+        for k, formal in enumerate(function.input[: len(call.input)]):
+            if formal not in formals:
+                copy.input[k] = ""
+        return copy
 
-    def _formals(self, function: FunctionProto, wanted: Collection[str]) -> frozenset[str]:
+    def _formals(self, function: FunctionProto, wanted: frozenset[str]) -> frozenset[str]:
         """The inputs of a function that some of its outputs depend on."""
-        key = _key(function), frozenset(wanted)
+        key = _key(function), wanted
         if key not in self._needed:
             _, needed = self.live(function.node, wanted)
             self._needed[key] = frozenset(needed) & frozenset(function.input)
@@ -90,9 +100,7 @@ class Functions:
                 if function is None:
                     yield node, inside
                     continue
-                wanted = frozenset(
-                    f for f, o in zip(function.output, node.output, strict=False) if o
-                )
+                wanted = _wanted(function, node)
                 if (_key(function), wanted) not in seen:
                     seen.add((_key(function), wanted))
                     body, _ = self.live(function.node, wanted)

@@ -62,7 +62,8 @@ class Frame:
 
     def describe(self, node: onnx.NodeProto) -> str:
         """A node, for a message."""
-        name = f"node {node.name!r}" if node.name else f"node of output {list(node.output)}"
+        outputs = [output for output in node.output if output]
+        name = f"node {node.name!r}" if node.name else f"node of output {outputs}"
         return name + self.where
 
     def resolved(self, node: onnx.NodeProto) -> onnx.NodeProto:
