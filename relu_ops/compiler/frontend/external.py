@@ -98,10 +98,10 @@ def _file(location: str, folders: Sequence[Path]) -> Path:
     inside = [path for path in reached if any(path.is_relative_to(f) for f in folders)]
     if not location or Path(location).is_absolute():
         raise ValueError(outside)
-    if not inside:
-        lexically = Path(os.path.normpath(folders[0] / location))
-        raise _LinkError(outside) if lexically.is_relative_to(folders[0]) else ValueError(outside)
     for path in inside:
         if path.is_file():
             return path
-    raise ValueError(f"{location!r} is not a file")
+    if len(inside) == len(reached):
+        raise ValueError(f"{location!r} is not a file")
+    lexically = Path(os.path.normpath(folders[0] / location))
+    raise _LinkError(outside) if lexically.is_relative_to(folders[0]) else ValueError(outside)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from relu_ops.compiler.frontend import limits
 from relu_ops.errors import ModelError
 
 HEAD_BYTES = 1024
 """How much of a file is looked at before the rest is read."""
+_CHUNK_BYTES = 2**24
 
 _UNPACK = "unpack it, and pass the .onnx file that is in it"
 _EXPORT = "export the model to ONNX with the library that made it"
@@ -147,7 +149,7 @@ def read(path: Path) -> bytes:
             check_head(head, str(path))
             if stat.S_ISREG(status.st_mode):
                 _check_size(path, status.st_size, bound)
-            content = head + file.read(bound + 1 - len(head))
+            content = b"".join([head, *_chunks(file, bound)])
     except IsADirectoryError as error:
         raise _directory(path) from error
     except (OSError, ValueError) as error:
@@ -157,6 +159,13 @@ def read(path: Path) -> bytes:
         raise ModelError(f"{path}: cannot be read: {reason}", _advice(str(path))) from error
     _check_size(path, len(content), bound)
     return content
+
+
+def _chunks(file: BinaryIO, bound: int) -> Iterator[bytes]:
+    """The rest of a file or a pipe, and no more than what shows that it is too long."""
+    while bound >= 0 and (chunk := file.read(_CHUNK_BYTES)):
+        bound -= len(chunk)
+        yield chunk
 
 
 def _check_size(path: Path, size: int, bound: int) -> None:

@@ -179,8 +179,9 @@ def enter(function: FunctionProto, node: NodeProto, frame: Frame) -> Frame:
                 f"{where}: {called} has {len(formal)} {what} (not {len(given)}): "
                 f"{', '.join(formal)}"
             )
-    attributes = {a.name: a for a in function.attribute_proto}
-    known = {*attributes, *function.attribute, *_references(function)}
+    attributes: dict[str, AttributeProto | None] = dict.fromkeys(function.attribute)
+    attributes |= {a.name: a for a in function.attribute_proto}
+    known = {*attributes, *_references(function)}
     for attribute in node.attribute:
         if attribute.name not in known:
             raise ModelError(
@@ -209,6 +210,6 @@ def _check_shadow(function: FunctionProto, frame: Frame, where: str) -> None:
 
 
 def _references(function: FunctionProto) -> set[str]:
-    """What nodes refer to: exporters forget to list it, and runtimes do not mind."""
+    """What nodes refer to: what a call gives counts, where the function forgets to list it."""
     every: Iterator[AttributeProto] = (a for node in function.node for a in node.attribute)
     return {a.ref_attr_name for a in every if a.ref_attr_name}

@@ -29,6 +29,9 @@ from relu_ops.compiler.frontend.scope import (
 from relu_ops.errors import ModelError, UnsupportedError
 from relu_ops.semantics import DTYPES, OPERATORS
 
+_SCALAR = ir.Term(None)
+"""What a scalar constant gives to a shape: nothing."""
+
 Names = dict[str, int | None]
 """The values by their names in a graph or in a function; None where an optional one is absent."""
 
@@ -47,7 +50,7 @@ class Importer:
         self.values: list[ir.Value] = []
         self.shapes: list[ir.Shape | None] = []
         self._inputs: list[ir.Input] = []
-        self._requirements: dict[tuple[Any, Any], ir.Requirement] = {}
+        self._requirements: list[ir.Requirement] = []
         self._claims: dict[tuple[Any, Any], shapes.Claim] = {}
         self._call: Call
 
@@ -65,7 +68,7 @@ class Importer:
             tuple(self._inputs),
             outputs,
             tuple(self.values),
-            tuple(self._requirements.values()),
+            tuple(self._requirements),
         )
         _check_blocks(result)
         self._check_claims()
@@ -209,7 +212,8 @@ class Importer:
         if view == ir.View():
             return value
         source = self.values[value]
-        terms = frozenset(ir.Term(t.input, t.shape, t.view.then(view)) for t in source.terms)
+        shaping = source.terms - {_SCALAR} or source.terms
+        terms = frozenset(ir.Term(t.input, t.shape, t.view.then(view)) for t in shaping)
         shape = self.shapes[value]
         return self._add(
             ir.Value("view", source.dtype, terms, arguments=(value,), view=view),
@@ -260,6 +264,13 @@ class Importer:
         uniform = all(v.array is not None and v.array.shape == () for v in values)
         return uniform or ir.size(shape) <= limits.FOLDED_ELEMENTS
 
+    def extents(self, value: int, axis: int) -> int:
+        """How many extents what makes a value has along an axis, counted from the last.
+
+        Names may turn out to be one extent, but need not.
+        """
+        return shapes.extents_along(self.values[value].terms - {_SCALAR}, self._inputs, axis)
+
     # ---- what is demanded of shapes
 
     def _broadcast(self, operands: Sequence[int], terms: frozenset[ir.Term]) -> ir.Shape | None:
@@ -273,33 +284,41 @@ class Importer:
         except ValueError:
             raise ModelError(claim.text, claim.hint) from None
 
-    def require(self, what: str, value: int, into: Sequence[int], of: str = "") -> None:
-        """Demand that a value broadcasts into the shape of others, at the call at the latest.
+    def require(self, what: str, value: int, into: int | None) -> None:
+        """Demand that a value broadcasts into another one's shape, at the call at the latest.
 
         Args:
             what: What the value is.
             value: The value.
-            into: The values that it must broadcast into.
-            of: What those are; default: as the node names them.
+            into: The value that it must broadcast into; None where it must be one element.
         """
         terms = self.values[value].terms
-        target = frozenset().union(*(self.values[o].terms for o in into))
-        own, other = self.shapes[value], self.shapes[into[0]]
-        shown = of or self._call.named(into[0])
-        claim = shapes.Claim(
-            f"{self._call.where}: {what}{self._call.named(value)} of shape {shapes.show(own)} must "
-            f"broadcast into{shown} of shape {shapes.show(other)}",
-            shapes.advice(own, other),
-            terms,
-            target,
-        )
-        if not shapes.may_fit(own, other):
+        target = frozenset({_SCALAR}) if into is None else self.values[into].terms
+        if (terms, target) in self._claims:
+            return
+        claim = self._claims[terms, target] = self._claim(what, value, into, terms, target)
+        if not shapes.may_fit(self.shapes[value], () if into is None else self.shapes[into]):
             raise ModelError(claim.text, claim.hint)
-        self._claims.setdefault((terms, target), claim)
         if any(t.input is not None for t in terms | target):
             label = f"{self._call.where}: {what}"
-            requirement = ir.Requirement(label, terms, target)
-            self._requirements.setdefault((terms, target), requirement)
+            self._requirements.append(ir.Requirement(label, terms, target))
+
+    def _claim(
+        self,
+        what: str,
+        value: int,
+        into: int | None,
+        terms: frozenset[ir.Term],
+        target: frozenset[ir.Term],
+    ) -> shapes.Claim:
+        own, named = self.shapes[value], self._call.named
+        text = f"{self._call.where}: {what}{named(value)} of shape {shapes.show(own)} must "
+        if into is None:
+            hint = "give it the shape ()"
+            return shapes.Claim(f"{text}be a scalar", hint, terms, target)
+        other = self.shapes[into]
+        text += f"broadcast into{named(into)} of shape {shapes.show(other)}"
+        return shapes.Claim(text, shapes.advice(own, other), terms, target)
 
     def _check_claims(self) -> None:
         claims = list(self._claims.values())

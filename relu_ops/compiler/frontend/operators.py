@@ -28,7 +28,8 @@ class _Importer(Protocol):
 
     def constant(self, array: np.ndarray, shape: tuple[int, ...] | None = None) -> int: ...
     def seen(self, value: int, view: ir.View) -> int: ...
-    def require(self, what: str, value: int, into: Sequence[int], of: str = "") -> None: ...
+    def extents(self, value: int, axis: int) -> int: ...
+    def require(self, what: str, value: int, into: int | None) -> None: ...
     def apply(
         self,
         operator: str,
@@ -153,10 +154,10 @@ def _legacy_operand(call: Call, a: int, b: int) -> int:
     if call.attributes.get("broadcast", 0):
         if "axis" in call.attributes:
             b = call.along(b, a, call.attributes["axis"], "the second operand")
-        call.importer.require("the second operand", b, [a])
+        call.importer.require("the second operand", b, a)
         return b
-    call.importer.require("the second operand", b, [a])
-    call.importer.require("the first operand", a, [b])
+    call.importer.require("the second operand", b, a)
+    call.importer.require("the first operand", a, b)
     return b
 
 
@@ -167,8 +168,8 @@ def _variadic(operator: str) -> Handler:
             raise ModelError(f"{call.where}: {operator} needs at least one input")
         if call.version < 8:
             for other in operands[1:]:
-                call.importer.require("an operand", other, operands[:1])
-                call.importer.require("the first", operands[0], [other])
+                call.importer.require("an operand", other, operands[0])
+                call.importer.require("the first", operands[0], other)
         result = operands[0]
         for other in operands[1:]:
             result = call.apply(operator, result, other)
@@ -192,7 +193,7 @@ def _prelu(call: Call) -> int:
     x, slope = call.required()
     if call.version < 7 and call.importer.shapes[slope] not in ((), (1,)):
         slope = call.along(slope, x, 1, "slope") if call.rank(slope) == 1 else slope
-    call.importer.require("slope", slope, [x])
+    call.importer.require("slope", slope, x)
     return call.importer.apply("PRelu", [x, slope], call.dtype(x), shaped_by=[x])
 
 
@@ -208,10 +209,9 @@ def _clip(call: Call) -> int:
         ]
     else:
         bounds = [call.operand(1), call.operand(2)]
-        scalar = call.importer.constant(np.zeros((), np.float32))
         for name, bound in zip(("min", "max"), bounds, strict=True):
             if bound is not None:
-                call.importer.require(name, bound, [scalar])
+                call.importer.require(name, bound, None)
     if bounds == [None, None]:
         return x
     return call.importer.apply("Clip", [x, *bounds], call.dtype(x), shaped_by=[x])
@@ -312,7 +312,7 @@ def _quantization_operands(call: Call) -> tuple[int, int, int | None]:
     along_axis = call.version >= 13 and call.rank(scale) == 1 and not call.is_single(scale)
     if zero_point is not None:
         _check_rank(call, "zero_point", zero_point, blocked, along_axis)
-        call.importer.require("zero_point", zero_point, [scale])
+        call.importer.require("zero_point", zero_point, scale)
     _check_rank(call, "scale", scale, blocked, along_axis)
     if blocked:
         scale = _blocked(call, x, scale, "scale")
@@ -322,7 +322,7 @@ def _quantization_operands(call: Call) -> tuple[int, int, int | None]:
         scale = call.along(scale, x, axis, "scale")
         if zero_point is not None and not call.is_single(zero_point):
             zero_point = call.along(zero_point, x, axis, "zero_point")
-    call.importer.require("scale", scale, [x])
+    call.importer.require("scale", scale, x)
     return x, scale, zero_point
 
 
@@ -338,8 +338,7 @@ def _check_rank(call: Call, what: str, value: int, blocked: bool, along_axis: bo
             "for scales in blocks, give the node a block_size (opset 21)",
         )
     if not along_axis:  # one element, which only the call can tell where nothing is declared
-        scalar = call.importer.constant(np.zeros((), np.float32))
-        call.importer.require(what, value, [scalar], of=" a scalar")
+        call.importer.require(what, value, None)
 
 
 def _blocked(call: Call, x: int, value: int, what: str) -> int:
@@ -356,8 +355,15 @@ def _blocked(call: Call, x: int, value: int, what: str) -> int:
         raise ModelError(f"{where}: block_size {block} or axis {axis} is out of range")
     if any(t.view.block > 1 for t in call.importer.values[value].terms):
         raise UnsupportedError(f"{where} comes out of another blocked quantization")
+    if call.importer.extents(value, len(shape) - 1 - axis % len(shape)) > 1:
+        raise UnsupportedError(
+            f"{where} in blocks is computed from operands that broadcast along axis {axis}",
+            "give the operands one extent along that axis, by one name or number",
+        )
     _check_extents(where, shape, own, axis % len(shape), block)
-    return call.importer.seen(value, ir.View(0, (len(shape) - 1 - axis) % len(shape), block))
+    seen = call.importer.seen(value, ir.View(0, (len(shape) - 1 - axis) % len(shape), block))
+    call.importer.require("x", x, seen)  # so that no other axis of the scale is broadcast
+    return seen
 
 
 def _check_extents(where: str, shape: ir.Shape, own: ir.Shape, axis: int, block: int) -> None:

@@ -52,12 +52,13 @@ class Frame:
 
     Attributes:
         opsets: The version of each domain there.
-        attributes: What a reference to an attribute stands for; None in the graph, which has none.
+        attributes: What a reference to an attribute stands for: None for one that has no default
+            and was not given. The graph itself has no such attributes.
         where: What follows a node's name in a message.
     """
 
     opsets: Mapping[str, int]
-    attributes: Mapping[str, AttributeProto] | None = None
+    attributes: Mapping[str, AttributeProto | None] | None = None
     where: str = ""
 
     def describe(self, node: onnx.NodeProto) -> str:
@@ -91,7 +92,13 @@ class Frame:
                 f"{self.describe(node)}: attribute {reference.name!r} refers to the attribute "
                 f"{wanted!r} of a function, and the node stands in none"
             )
-        found = self.attributes.get(wanted)
+        if wanted not in self.attributes:  # not absent, but lost: onnx.printer drops the defaults
+            raise ModelError(
+                f"{self.describe(node)}: attribute {reference.name!r} refers to {wanted!r}, which "
+                "the function does not declare and the call does not give",
+                "declare it in the function: in attribute, or with a default in attribute_proto",
+            )
+        found = self.attributes[wanted]
         if found is not None and reference.type not in (AttributeProto.UNDEFINED, found.type):
             raise ModelError(
                 f"{self.describe(node)}: attribute {reference.name!r} must be a "

@@ -151,9 +151,15 @@ def _extent(dim: ir.Dim, source: int, axis: int) -> Extent:
 
 
 def _rank(terms: Iterable[ir.Term], inputs: Sequence[ir.Input]) -> int:
-    """The highest rank among terms of known rank."""
+    """The highest rank among terms of known rank: one of unknown rank may have as many axes."""
     shapes = ((t, t.shape if t.input is None else inputs[t.input].shape) for t in terms)
     return max((len(s) + t.view.trailing for t, s in shapes if s is not None), default=0)
+
+
+def extents_along(terms: Iterable[ir.Term], inputs: Sequence[ir.Input], axis: int) -> int:
+    """How many different extents terms have along an axis, counted from the last."""
+    padding = [_UNIT] * (axis + 1)
+    return len({(_extents(term, inputs, axis + 1) + padding)[axis] for term in terms})
 
 
 def _by_axis(
@@ -166,10 +172,9 @@ def _by_axis(
     return [frozenset(axis - {_UNIT}) for axis in axes]
 
 
-def _constraints(claim: Claim, inputs: Sequence[ir.Input]) -> Iterator[_Constraint]:
+def _constraints(claim: Claim, inputs: Sequence[ir.Input], rank: int) -> Iterator[_Constraint]:
     """A claim, axis by axis, without what holds anyhow."""
     into = claim.into or frozenset()
-    rank = _rank(claim.terms | into, inputs)
     source = _by_axis(claim.terms, inputs, rank)
     if claim.into is None:
         yield from (_Constraint(frozenset(), axis) for axis in source if len(axis) > 1)
@@ -270,6 +275,15 @@ def _value(extent: Extent, fixed: dict[Symbol, int]) -> int:
     return number if symbol is None else number * fixed.get(symbol, 1)
 
 
+def _few(claims: Iterable[Claim]) -> Iterator[Claim]:
+    terms = 0
+    for claim in claims:
+        terms += len(claim.terms)
+        if terms > _MOST_TERMS:
+            return
+        yield claim
+
+
 def first_impossible(
     claims: Sequence[Claim], inputs: Sequence[ir.Input]
 ) -> tuple[int, bool] | None:
@@ -282,12 +296,10 @@ def first_impossible(
     Returns:
         Its index, and whether it cannot hold alone; None where all claims can hold at once.
     """
-    compiled, terms = [], 0
-    for claim in claims:
-        terms += len(claim.terms)
-        if terms > _MOST_TERMS:
-            break
-        compiled.append(list(_constraints(claim, inputs)))
+    looked_at = list(_few(claims))
+    terms = frozenset().union(*(claim.terms | (claim.into or frozenset()) for claim in looked_at))
+    rank = _rank(terms, inputs)
+    compiled = [list(_constraints(claim, inputs, rank)) for claim in looked_at]
 
     def possible(first: int, stop: int) -> bool:
         return _Search(c for one in compiled[first:stop] for c in one).possible()
