@@ -62,6 +62,7 @@ def check_model(proto: onnx.ModelProto) -> None:
         raise UnsupportedError("the model has sparse initializers, which are not supported")
     _check_unique("input", (info.name for info in proto.graph.input))
     _check_unique("initializer", (tensor.name for tensor in proto.graph.initializer))
+    _check_single_assignment(proto.graph)
     functions = Functions(proto)
     functions.check()
     for node, frame in functions.reached(Frame(opsets_of(proto.opset_import))):
@@ -95,6 +96,12 @@ def _check_unique(what: str, names: Iterable[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             raise ModelError(f"the model has {count} {what}s of the name {name!r}")
+
+
+def _check_single_assignment(graph: onnx.GraphProto) -> None:
+    given = {info.name for info in (*graph.input, *graph.initializer)}
+    computed = (name for node in graph.node for name in node.output if name)
+    _check_unique("value", (*given, *computed))
 
 
 # ---------------------------------------------------------------------------------------------

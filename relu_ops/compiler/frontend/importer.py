@@ -369,6 +369,11 @@ def _contradict(declared: ir.Shape, computed: ir.Shape) -> bool:
 
 
 def _declared(info: onnx.ValueInfoProto, what: str) -> tuple[str, ir.Shape | None]:
+    if info.type.WhichOneof("value") is None:
+        raise ModelError(
+            f"{what} {info.name!r} has no type",
+            "declare it (in onnxscript by an annotation: x: FLOAT['N'])",
+        )
     if not info.type.HasField("tensor_type"):
         raise UnsupportedError(f"{what} {info.name!r} is not a tensor; only tensors are supported")
     tensor = info.type.tensor_type

@@ -52,6 +52,13 @@ _CONVERTERS: dict[tuple[str, str], Callable[[Any], tuple[onnx.ModelProto, list[P
 _PARTS = (onnx.GraphProto, onnx.NodeProto, onnx.FunctionProto, onnx.TensorProto)
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What an error came from first: libraries wrap it in the whole model's text."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def converted(model: Any) -> tuple[onnx.ModelProto, list[Path]]:
     """Convert an object of another library.
 
@@ -71,7 +78,7 @@ def converted(model: Any) -> tuple[onnx.ModelProto, list[Path]]:
                 return convert(model)
             except Exception as error:
                 raise ModelError(
-                    f"the {module}.{name} cannot be made an onnx.ModelProto: {error}"
+                    f"the {module}.{name} cannot be made an onnx.ModelProto: {_cause(error)}"
                 ) from error
     hint = "wrap it with onnx.helper.make_model" if isinstance(model, _PARTS) else None
     raise ArgumentTypeError(f"model must be {TAKEN} (not {type(model).__name__})", hint)
