@@ -149,7 +149,7 @@ def _said(error: Exception) -> str:
 
 
 def check_types(
-    where: str, node: onnx.NodeProto, schema: onnx.defs.OpSchema, dtypes: Sequence[str | None]
+    node: onnx.NodeProto, frame: Frame, schema: onnx.defs.OpSchema, dtypes: Sequence[str | None]
 ) -> None:
     """Hold a node's operand dtypes against its schema: the checker does not."""
     allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
@@ -161,11 +161,11 @@ def check_types(
         types = allowed.get(formal.type_str, {formal.type_str})
         if f"tensor({ONNX_NAMES.get(dtype, dtype)})" not in types:
             raise ModelError(
-                f"{where}: {node.op_type}-{schema.since_version} does not take {dtype} "
-                f"for {formal.name}; it takes {', '.join(sorted(types))}"
+                f"{frame.describe(node)}: {node.op_type}-{schema.since_version} does not take "
+                f"{dtype} for {formal.name}; it takes {', '.join(sorted(types))}"
             )
         if formal.is_homogeneous and bound.setdefault(formal.type_str, dtype) != dtype:
             raise ModelError(
-                f"{where}: {node.op_type}: {formal.name} is {dtype} and must be "
+                f"{frame.describe(node)}: {node.op_type}: {formal.name} is {dtype} and must be "
                 f"{bound[formal.type_str]}, as the operand before it"
             )

@@ -8,6 +8,7 @@ with a `Frame` and with the caller's values under the function's names.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import onnx
 import onnx.defs
@@ -47,6 +48,7 @@ class Functions:
             if self._functions.setdefault(_key(function), function) is not function:
                 self._doubled.add(_key(function))
         self._needed: dict[tuple[Key, frozenset[str]], frozenset[str]] = {}
+        self._bodies: dict[tuple[Key, frozenset[str]], list[NodeProto]] = {}
 
     def called(self, node: NodeProto) -> FunctionProto | None:
         """The function that a node calls, or None where it is an operator."""
@@ -80,6 +82,14 @@ class Functions:
                 copy.input[k] = ""
         return copy
 
+    def body(self, function: FunctionProto, call: NodeProto) -> list[NodeProto]:
+        """The nodes of a function that a call's results depend on."""
+        wanted = _wanted(function, call)
+        key = _key(function), wanted
+        if key not in self._bodies:
+            self._bodies[key] = self.live(function.node, wanted)[0]
+        return self._bodies[key]
+
     def _formals(self, function: FunctionProto, wanted: frozenset[str]) -> frozenset[str]:
         """The inputs of a function that some of its outputs depend on."""
         key = _key(function), wanted
@@ -103,8 +113,7 @@ class Functions:
                 wanted = _wanted(function, node)
                 if (_key(function), wanted) not in seen:
                     seen.add((_key(function), wanted))
-                    body, _ = self.live(function.node, wanted)
-                    pending.append((body, _inside(function, inside, node)))
+                    pending.append((self.body(function, node), _inside(function, inside, node)))
 
     # ---- what must hold
 
@@ -150,8 +159,8 @@ class Functions:
 
 
 def _inside(function: FunctionProto, frame: Frame, node: NodeProto) -> Frame:
-    called = f" of function {_name(_key(function))}, called by {frame.describe(node)}"
-    return Frame(opsets_of(function.opset_import), {}, called)
+    """The frame of a call, without attributes."""
+    return Frame(opsets_of(function.opset_import), {}, (node, frame), _name(_key(function)))
 
 
 def enter(function: FunctionProto, node: NodeProto, frame: Frame) -> Frame:
@@ -168,32 +177,51 @@ def enter(function: FunctionProto, node: NodeProto, frame: Frame) -> Frame:
     Raises:
         ModelError: The call does not fit the function.
     """
-    where, called = frame.describe(node), f"function {_name(_key(function))}"
-    _check_shadow(function, frame, where)
-    for given, formal, what in (
-        (node.input, function.input, "inputs"),
-        (node.output, function.output, "outputs"),
-    ):
-        if len(given) > len(formal):
-            raise ModelError(
-                f"{where}: {called} has {len(formal)} {what} (not {len(given)}): "
-                f"{', '.join(formal)}"
-            )
+    _check_shadow(function, frame, node)
+    _check_count(function, frame, node, "inputs", node.input, function.input)
+    _check_count(function, frame, node, "outputs", node.output, function.output)
     attributes: dict[str, AttributeProto | None] = dict.fromkeys(function.attribute)
     attributes |= {a.name: a for a in function.attribute_proto}
-    known = {*attributes, *_references(function)}
-    for attribute in node.attribute:
-        if attribute.name not in known:
-            raise ModelError(
-                f"{where}: {called} has no attribute {attribute.name!r}; it has "
-                f"{', '.join(sorted(known)) or 'none'}"
-            )
-        attributes[attribute.name] = attribute
-    inside = _inside(function, frame, node)
-    return Frame(inside.opsets, attributes, inside.where)
+    given = {a.name: a for a in node.attribute}
+    unknown = given.keys() - attributes.keys()
+    if unknown:
+        _check_known(function, frame, node, unknown, attributes)
+    return replace(_inside(function, frame, node), attributes=attributes | given)
 
 
-def _check_shadow(function: FunctionProto, frame: Frame, where: str) -> None:
+def _check_count(
+    function: FunctionProto,
+    frame: Frame,
+    node: NodeProto,
+    what: str,
+    given: Sequence[str],
+    formal: Sequence[str],
+) -> None:
+    if len(given) > len(formal):
+        raise ModelError(
+            f"{frame.describe(node)}: function {_name(_key(function))} has {len(formal)} {what} "
+            f"(not {len(given)}): {', '.join(formal)}"
+        )
+
+
+def _check_known(
+    function: FunctionProto,
+    frame: Frame,
+    node: NodeProto,
+    unknown: Iterable[str],
+    declared: Iterable[str],
+) -> None:
+    """What nodes refer to and a call gives counts, where the function forgets to declare it."""
+    every: Iterator[AttributeProto] = (a for one in function.node for a in one.attribute)
+    known = {*declared, *(a.ref_attr_name for a in every if a.ref_attr_name)}
+    for name in sorted(set(unknown) - known):
+        raise ModelError(
+            f"{frame.describe(node)}: function {_name(_key(function))} has no attribute {name!r}; "
+            f"it has {', '.join(sorted(known)) or 'none'}"
+        )
+
+
+def _check_shadow(function: FunctionProto, frame: Frame, node: NodeProto) -> None:
     """An operator of ONNX and a function of its name: runtimes differ in which they take."""
     if normal_domain(function.domain) != "":
         return
@@ -203,13 +231,7 @@ def _check_shadow(function: FunctionProto, frame: Frame, where: str) -> None:
     except onnx.defs.SchemaError:
         return
     raise ModelError(
-        f"{where}: {function.name} is an operator of opset {version} and a local function too, and "
-        "runtimes differ in which of them they take",
+        f"{frame.describe(node)}: {function.name} is an operator of opset {version} and a local "
+        "function too, and runtimes differ in which of them they take",
         "give the function a domain of its own",
     )
-
-
-def _references(function: FunctionProto) -> set[str]:
-    """What nodes refer to: what a call gives counts, where the function forgets to list it."""
-    every: Iterator[AttributeProto] = (a for node in function.node for a in node.attribute)
-    return {a.ref_attr_name for a in every if a.ref_attr_name}

@@ -171,22 +171,20 @@ class Importer:
         given = [names[name] if name else None for name in node.input]
         given += [None] * (len(function.input) - len(given))
         inner: Names = dict(zip(function.input, given, strict=True))
-        wanted = [f for f, name in zip(function.output, node.output, strict=False) if name]
-        self._nodes(self._functions.live(function.node, wanted)[0], inner, inside)
-        for name in wanted:
-            if inner.get(name) is None:
-                raise ModelError(f"{frame.describe(node)}: its function computes no {name!r}")
-        return [inner.get(name) for name in function.output]
+        self._nodes(self._functions.body(function, node), inner, inside)
+        for formal, name in zip(function.output, node.output, strict=False):
+            if name and inner.get(formal) is None:
+                raise ModelError(f"{frame.describe(node)}: its function computes no {formal!r}")
+        return [inner.get(formal) for formal in function.output]
 
     def _node(self, node: onnx.NodeProto, names: Names, frame: Frame) -> int:
         schema = schema_of(node, frame)
         check_node(node, frame, self._proto.ir_version)
         operands = [names[name] if name else None for name in node.input]
-        where = frame.describe(node)
         dtypes = [None if o is None else self.values[o].dtype for o in operands]
-        check_types(where, node, schema, dtypes)
+        check_types(node, frame, schema, dtypes)
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        self._call = Call(self, node, where, schema.since_version, operands, attributes)
+        self._call = Call(self, node, frame, schema.since_version, operands, attributes)
         return HANDLERS[node.op_type](self._call)
 
     # ---- values, for the handlers

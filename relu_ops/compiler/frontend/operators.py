@@ -15,7 +15,12 @@ import onnx
 from relu_ops import ir, reference
 from relu_ops.compiler.frontend import shapes
 from relu_ops.compiler.frontend.check import array_of
-from relu_ops.compiler.frontend.scope import ELEMENT_TYPES, SUPPORTED_DTYPES, element_type_name
+from relu_ops.compiler.frontend.scope import (
+    ELEMENT_TYPES,
+    SUPPORTED_DTYPES,
+    Frame,
+    element_type_name,
+)
 from relu_ops.errors import ModelError, UnsupportedError
 from relu_ops.semantics import MAXIMUM_RANK
 
@@ -47,7 +52,7 @@ class Call:
     Attributes:
         importer: What builds the graph.
         node: The node, with what its attributes refer to in their place.
-        where: The node, for a message.
+        frame: Where it stands.
         version: The version of its operator.
         operands: The values that it takes; None where an optional one is absent.
         attributes: Its attributes' values.
@@ -55,10 +60,15 @@ class Call:
 
     importer: _Importer
     node: onnx.NodeProto
-    where: str
+    frame: Frame
     version: int
     operands: list[int | None]
     attributes: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        """The node, for a message."""
+        return self.frame.describe(self.node)
 
     def named(self, value: int) -> str:
         """An operand's name in the model, after a space; nothing for what is no operand."""

@@ -54,18 +54,23 @@ class Frame:
         opsets: The version of each domain there.
         attributes: What a reference to an attribute stands for: None for one that has no default
             and was not given. The graph itself has no such attributes.
-        where: What follows a node's name in a message.
+        caller: The call, and where that stands; None for the graph.
+        function: What is called, by its name.
     """
 
     opsets: Mapping[str, int]
     attributes: Mapping[str, AttributeProto | None] | None = None
-    where: str = ""
+    caller: tuple[onnx.NodeProto, Frame] | None = None
+    function: str = ""
 
     def describe(self, node: onnx.NodeProto) -> str:
-        """A node, for a message."""
+        """A node, for a message: its name, or what it makes, and the calls that lead to it."""
         outputs = [output for output in node.output if output]
         name = f"node {node.name!r}" if node.name else f"node of output {outputs}"
-        return name + self.where
+        if self.caller is None:
+            return name
+        call, outside = self.caller
+        return f"{name} of function {self.function}, called by {outside.describe(call)}"
 
     def resolved(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """The node with its domain normalised, and what its attributes refer to in their place.
@@ -143,7 +148,7 @@ def schema_of(node: onnx.NodeProto, frame: Frame) -> onnx.defs.OpSchema:
             f"version of {node.op_type} is unknown",
             "add it, for example onnx.helper.make_opsetid('', 18)",
         )
-    check_opset(opset, f"{frame.describe(node)}: its graph" if frame.where else "the model")
+    check_opset(opset, f"function {frame.function}" if frame.caller else "the model")
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
     except onnx.defs.SchemaError as error:

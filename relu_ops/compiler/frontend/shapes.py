@@ -26,7 +26,7 @@ _MOST_STEPS = 200_000
 """Looks at a constraint before the search gives up and lets the graph pass. What random graphs
 need is some hundred; finding extents is as hard as satisfying clauses."""
 
-_MOST_TERMS = 1_000_000
+_MOST_TERMS = 500_000
 """What claims may depend on, in all. Beyond, shapes are left to the calls: some 100,000 nodes could
 each depend on another choice of 512 inputs."""
 
@@ -162,24 +162,33 @@ def extents_along(terms: Iterable[ir.Term], inputs: Sequence[ir.Input], axis: in
     return len({(_extents(term, inputs, axis + 1) + padding)[axis] for term in terms})
 
 
-def _by_axis(
-    terms: Iterable[ir.Term], inputs: Sequence[ir.Input], rank: int
-) -> list[frozenset[Extent]]:
-    axes: list[set[Extent]] = [set() for _ in range(rank)]
-    for term in terms:
-        for axis, extent in zip(axes, _extents(term, inputs, rank), strict=False):
-            axis.add(extent)
-    return [frozenset(axis - {_UNIT}) for axis in axes]
+class _Axes:
+    """The extents of terms, axis by axis, up to a rank; each term is looked at once."""
+
+    def __init__(self, inputs: Sequence[ir.Input], rank: int) -> None:
+        self._inputs = inputs
+        self._rank = rank
+        self._known: dict[ir.Term, list[Extent]] = {}
+
+    def of(self, terms: Iterable[ir.Term]) -> list[frozenset[Extent]]:
+        """What stands on each axis, the last one first, without the 1s that change nothing."""
+        every = [self._extents(term) for term in terms]
+        columns = zip_longest(*every, [_UNIT] * self._rank, fillvalue=_UNIT)
+        return [frozenset(column) - {_UNIT} for column in columns]
+
+    def _extents(self, term: ir.Term) -> list[Extent]:
+        if term not in self._known:
+            self._known[term] = _extents(term, self._inputs, self._rank)
+        return self._known[term]
 
 
-def _constraints(claim: Claim, inputs: Sequence[ir.Input], rank: int) -> Iterator[_Constraint]:
+def _constraints(claim: Claim, axes: _Axes) -> Iterator[_Constraint]:
     """A claim, axis by axis, without what holds anyhow."""
-    into = claim.into or frozenset()
-    source = _by_axis(claim.terms, inputs, rank)
+    source = axes.of(claim.terms)
     if claim.into is None:
         yield from (_Constraint(frozenset(), axis) for axis in source if len(axis) > 1)
         return
-    for own, target in zip(source, _by_axis(into, inputs, rank), strict=True):
+    for own, target in zip(source, axes.of(claim.into), strict=True):
         if not own <= target:
             yield _Constraint(own, target or frozenset({_UNIT}))
         if len(target) > 1:
@@ -298,8 +307,8 @@ def first_impossible(
     """
     looked_at = list(_few(claims))
     terms = frozenset().union(*(claim.terms | (claim.into or frozenset()) for claim in looked_at))
-    rank = _rank(terms, inputs)
-    compiled = [list(_constraints(claim, inputs, rank)) for claim in looked_at]
+    axes = _Axes(inputs, _rank(terms, inputs))
+    compiled = [list(_constraints(claim, axes)) for claim in looked_at]
 
     def possible(first: int, stop: int) -> bool:
         return _Search(c for one in compiled[first:stop] for c in one).possible()
