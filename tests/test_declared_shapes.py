@@ -118,6 +118,33 @@ def test_an_output_beyond_any_memory_is_refused() -> None:
     )
 
 
+def test_a_choice_that_fails_is_taken_back() -> None:
+    """A or B is 3, and A or C is 4: A = 3 leads nowhere, B = 3 and C = 4 work."""
+    nodes = [
+        node("Add", "a b", "s"),
+        node("PRelu", "s three", "p"),
+        node("Add", "a c", "t"),
+        node("PRelu", "t four", "q"),
+    ]
+    slopes = [constant("three", np.ones(3, "f")), constant("four", np.ones(4, "f"))]
+    inputs = [value(name, [name.upper()]) for name in "abc"]
+    graph = import_model(model(nodes, inputs, [value("p", None), value("q", None)], slopes))
+    assert runs(graph, [(1,), (3,), (4,)]) == [(3,), (4,)]
+
+
+def test_a_number_of_blocks_that_another_node_decides_is_found() -> None:
+    """D is 2 * B; D or C is 4; D = 2, the least, does not broadcast with C = 4."""
+    nodes = [
+        node("DequantizeLinear", "x s", "d", axis=0, block_size=2),
+        node("Add", "d c", "t"),
+        node("PRelu", "t four", "y"),
+    ]
+    inputs = [value("x", ["D"], INT8), value("s", ["B"]), value("c", ["C"])]
+    four = [constant("four", np.ones(4, "f"))]
+    graph = import_model(model(nodes, inputs, [value("y", None)], four, opset=21))
+    assert runs(graph, [(4,), (2,), (1,)]) == [(4,)]
+
+
 # ---------------------------------------------------------------- dimensions that are unknown
 
 
@@ -177,8 +204,14 @@ def test_a_blocked_scale_of_other_extents_than_x_is_refused() -> None:
     )
 
 
+def test_a_blocked_scale_of_other_named_extents_than_x_is_refused_at_the_call() -> None:
+    graph = import_model(dequantize(["N", 6], ["M", 3], ["M", 3], axis=1, block_size=2))
+    assert runs(graph, [(2, 6), (2, 3), (2, 3)]) == [(2, 6)]
+    assert runs(graph, [(2, 6), (1, 3), (1, 3)]) is None
+
+
 def test_a_blocked_scale_that_broadcasting_makes_is_refused() -> None:
-    """Each operand would be repeated as it is, and (2, 1 * 2) does not broadcast with (2, 3 * 2)."""
+    """Each operand is repeated as it is, and (2, 1 * 2) does not broadcast with (2, 3 * 2)."""
     nodes = [
         node("Mul", "a b", "s"),
         node("DequantizeLinear", "x s", "y", name="d", axis=1, block_size=2),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
+import children
 import numpy as np
 import onnx
 import pytest
@@ -144,9 +146,7 @@ try:
 except Exception as error:
     print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60
-    )
+    done = children.run(code, path)
     assert done.stdout == (
         f"{path}: has {2**31} bytes; a model must have at most {2**31 - 1}\n"
         "hint: keep its weights beside it: onnx.save(model, path, save_as_external_data=True)\n"
@@ -170,6 +170,18 @@ def test_a_model_through_a_pipe() -> None:
         assert import_model(f"/dev/fd/{reader}").inputs
     finally:
         os.close(reader)
+
+
+def test_a_pipe_without_an_end_is_read_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FILE_BYTES", 10**6)
+    with subprocess.Popen(["head", "-c", "200M", "/dev/zero"], stdout=subprocess.PIPE) as zeros:
+        assert zeros.stdout is not None
+        path = f"/dev/fd/{zeros.stdout.fileno()}"
+        found = re.fullmatch(
+            rf"{path}: has (\d+) bytes; a model must .* 1000000\nhint: .*", refusal(path)
+        )
+        zeros.stdout.close()
+    assert found and int(found[1]) < 10**6 + 2 * files._CHUNK_BYTES
 
 
 # ---------------------------------------------------------------- directories and paths
@@ -258,7 +270,18 @@ def test_a_text_nested_too_deep_does_not_end_the_process(opening: str, tmp_path:
     """onnx's own parser overflows the stack."""
     path = tmp_path / "m.onnxtxt"
     path.write_text('<ir_version: 8, opset_import: ["": 18]> g (' + opening * 300_000)
-    assert refusal(path).endswith("it is nested more than 100 deep")
+    code = """
+import sys
+from relu_ops.compiler.frontend import import_model
+from relu_ops.errors import ModelError
+try:
+    import_model(sys.argv[1])
+except ModelError as error:
+    print(error)
+"""
+    done = children.run(code, path)
+    assert done.stdout.endswith("it is nested more than 100 deep\n"), done
+    assert done.returncode == 0
 
 
 # ---------------------------------------------------------------- external data through links

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import children
 import numpy as np
 import onnx
 import pytest
@@ -142,5 +141,5 @@ try:
 except ArgumentTypeError:
     print({"onnx_ir", "onnxscript", "spox", "torch"} & set(sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = children.run(code)
     assert done.stdout == "set()\n", done.stderr
