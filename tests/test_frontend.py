@@ -83,7 +83,7 @@ def test_an_unsupported_dtype_is_refused_with_the_list() -> None:
         [value("x", TensorProto.STRING)],
         [value("y", TensorProto.STRING)],
     )
-    expected = "'x' has dtype string\nhint: supported dtypes: float16, bfloat16, float32"
+    expected = "input 'x' has dtype string\nhint: supported dtypes: float16, bfloat16, float32"
     assert refusal(bad).startswith(expected)
 
 
@@ -98,7 +98,8 @@ def test_operands_of_different_dtypes_are_refused() -> None:
 
 def test_a_cycle_is_refused() -> None:
     nodes = [helper.make_node("Relu", ["b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
-    assert "not valid ONNX" in refusal(model(nodes, [value("x")], [value("b")]))
+    message = refusal(model(nodes, [value("x")], [value("b")]))
+    assert message == "node of output ['a']: input 'b' is computed by no node before it"
 
 
 def test_an_output_that_nothing_computes_is_refused() -> None:
@@ -126,7 +127,7 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_something_that_is_no_model() -> None:
-    with pytest.raises(ArgumentTypeError, match=r"^model must be a path, bytes or .* \(not int\)$"):
+    with pytest.raises(ArgumentTypeError, match=r"^model must be a path, bytes, .* \(not int\)$"):
         import_model(3)
 
 
@@ -163,7 +164,7 @@ def test_external_data_needs_a_path() -> None:
 def test_a_rank_above_eight_is_refused() -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
     bad = model(nodes, [value("x", shape=[1] * 9)], [value("y", shape=[1] * 9)])
-    assert "'x' has rank 9; it must be at most 8" in refusal(bad)
+    assert refusal(bad) == "input 'x' has 9 dimensions; it must have at most 8"
 
 
 def test_shapes_that_cannot_broadcast_are_refused() -> None:
@@ -374,7 +375,9 @@ def test_functions_that_double_at_every_level_are_refused() -> None:
 
 def test_functions_that_call_themselves_are_refused() -> None:
     bad = with_function(helper.make_node("F0", ["a"], ["b"], domain="local"))
-    assert refusal(bad) == "local functions call each other more than 100 deep"
+    assert refusal(bad) == (
+        "function local.F0 calls itself (local.F0 > local.F0), which ONNX forbids"
+    )
 
 
 def test_a_constant_that_would_be_huge_is_not_made() -> None:
@@ -416,10 +419,10 @@ def test_a_reference_to_an_attribute_of_no_function_is_refused() -> None:
 
 
 def test_too_many_inputs_are_refused() -> None:
-    inputs = [value(f"x{k}", shape=["N"]) for k in range(1025)]
+    inputs = [value(f"x{k}", shape=["N"]) for k in range(513)]
     nodes = [helper.make_node("Max", [i.name for i in inputs], ["y"])]
     bad = model(nodes, inputs, [value("y", shape=["N"])])
-    assert refusal(bad) == "the model has 1025 inputs; it must have at most 512"
+    assert refusal(bad) == "the model has 513 inputs; it must have at most 512"
 
 
 def test_too_many_outputs_are_refused() -> None:

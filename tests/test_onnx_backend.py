@@ -238,7 +238,7 @@ def test_run_node_refuses() -> None:
     with pytest.raises(UnsupportedError, match="operator Relu of domain example"):
         other = helper.make_node("Relu", ["x"], ["y"], domain="example")
         onnx_backend.run_node(other, [np.zeros(1, np.float32)])
-    with pytest.raises(ModelError, match=r"Relu.*unsupported type: tensor\(uint8\)"):
+    with pytest.raises(ModelError, match=r"Relu-14 does not take uint8 for X"):
         onnx_backend.run_node(node, [np.zeros(1, np.uint8)])
     with pytest.raises(ArgumentTypeError, match=r"x\.dtype datetime64"):
         onnx_backend.run_node(node, [np.zeros(1, "datetime64[s]")])

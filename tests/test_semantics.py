@@ -52,7 +52,7 @@ def test_every_primitive_has_a_reference_and_a_lowering() -> None:
 
 
 def test_every_operator_has_a_handler_in_the_frontend() -> None:
-    assert set(frontend._HANDLERS) == set(OPERATORS)
+    assert set(frontend.HANDLERS) == set(OPERATORS)
 
 
 def test_the_documentation_is_generated_from_the_table() -> None:
