@@ -13,7 +13,8 @@ import onnx
 import pytest
 from cases import TARGETS
 from hypothesis import HealthCheck, given, settings
-from test_cells import GROUPS, Draft, drafts
+from test_cells import GROUPS
+from test_deviations import questions
 from test_random_graphs import Case
 from test_random_graphs import cases as random_cases
 
@@ -26,28 +27,6 @@ _COMMON: dict[str, Any] = {
     "database": None,
     "suppress_health_check": list(HealthCheck),
 }
-
-
-def alone(draft: Draft, node: onnx.NodeProto) -> onnx.ModelProto:
-    """A model of one node of a draft, its output and what it reads."""
-    model = draft.model()
-    graph = model.graph
-    kept = {
-        "node": [node],
-        "output": [o for o in graph.output if o.name in node.output],
-        "input": [i for i in graph.input if i.name in node.input],
-        "initializer": [i for i in graph.initializer if i.name in node.input],
-    }
-    for name, entries in kept.items():
-        copies = [type(entry).FromString(entry.SerializeToString()) for entry in entries]
-        graph.ClearField(name)
-        getattr(graph, name).extend(copies)
-    return model
-
-
-def operators_alone(opset: int, reads: str) -> list[onnx.ModelProto]:
-    """A model for every node of every cell of a group."""
-    return [alone(draft, node) for draft in drafts(opset, reads) for node in draft.nodes]
 
 
 def check(model: onnx.ModelProto, target: str) -> None:
@@ -64,7 +43,7 @@ def test_every_model_is_right(path: Path) -> None:
 
 @pytest.mark.parametrize(("opset", "reads"), GROUPS[::8])
 def test_one_operator_of_a_group_is_right(opset: int, reads: str) -> None:
-    models = operators_alone(opset, reads)
+    models = [q.model for q in questions(opset, reads)]
     number = GROUPS.index((opset, reads))
     check(models[number % len(models)], TARGETS[number % len(TARGETS)])
 
@@ -72,7 +51,7 @@ def test_one_operator_of_a_group_is_right(opset: int, reads: str) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("opset", "reads"), GROUPS)
 def test_every_operator_is_right(opset: int, reads: str) -> None:
-    for k, model in enumerate(operators_alone(opset, reads)):
+    for k, model in enumerate([q.model for q in questions(opset, reads)]):
         check(model, TARGETS[k % len(TARGETS)])
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from relu_ops import ir, reference
 from relu_ops.errors import require
+from relu_ops.semantics import DTYPES
 
 CONTRACT = "NumPy reference"
 """The name of the referee that all others are held against."""
@@ -161,8 +162,11 @@ class _OnnxRuntime:
         program, session = self._executed
         feeds = self._feeds(inputs)
         names = [o.name for o in session.get_outputs()]
-        results = [np.asarray(y) for y in session.run(None, feeds)]
-        return Trace(program, program.initializers | feeds | dict(zip(names, results, strict=True)))
+        results = dict(zip(names, map(np.asarray, session.run(None, feeds)), strict=True))
+        for name in [n for n in names if n.endswith(_WIDE)]:
+            bfloat16 = DTYPES["bfloat16"].numpy
+            results[name.removesuffix(_WIDE)] = results.pop(name).astype(bfloat16)
+        return Trace(program, program.initializers | feeds | results)
 
 
 _INSERTED = "InsertedPrecisionFreeCast_"
@@ -191,16 +195,28 @@ def _executed(content: bytes) -> Any:
         return onnx.load(path)
 
 
+_WIDE = ".as_float32"
+"""What ends the name of a bfloat16 value that comes out as float32: as it is, none comes out."""
+
+
 def _exposed(proto: Any) -> bytes:
     """A model with the result of every node as an output, too."""
     import onnx
+    from onnx import TensorProto, helper
 
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(proto)
+    exposed = onnx.shape_inference.infer_shapes(proto)
+    types = {info.name: info.type.tensor_type.elem_type for info in exposed.graph.value_info}
     known = {info.name for info in exposed.graph.output}
-    for node in exposed.graph.node:
-        names = [name for name in node.output if name and name not in known]
-        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    for node in list(exposed.graph.node):
+        for name in node.output:
+            if not name or name in known:
+                continue
+            shown = name
+            if types.get(name) == TensorProto.BFLOAT16:
+                shown = f"{name}{_WIDE}"
+                cast = helper.make_node("Cast", [name], [shown], to=TensorProto.FLOAT)
+                exposed.graph.node.append(cast)
+            exposed.graph.output.append(onnx.ValueInfoProto(name=shown))
     return exposed.SerializeToString()
 
 
