@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,8 +19,11 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernelError
 
 from relu_ops import graphs
+from relu_ops.compiler import frontend
 from relu_ops.errors import ArgumentError, ArgumentTypeError
 from relu_ops.semantics import OPERATORS
+from relu_ops.verification.explain import explain
+from relu_ops.verification.referees import referees
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "export_models.py"
@@ -286,107 +288,14 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
         return bool(np.all(equal | ((a != a) & (b != b))))
 
 
-def same_but_for_the_sign_of_zero(a: np.ndarray, b: np.ndarray) -> bool:
-    zero = a.dtype.type(0)
-    with np.errstate(invalid="ignore"):  # ml_dtypes compares a signalling NaN
-        return same_bits(np.where(a == 0, zero, a), np.where(b == 0, zero, b))
-
-
-def rounded_once(formula: Callable[..., np.ndarray], arrays: Arrays) -> np.ndarray:
-    """The formula in float32 throughout, rounded at the end."""
-    wide = [array.astype(np.float32) for array in arrays]
-    return evaluate(lambda *x: formula(*x).astype(arrays[0].dtype), wide, arrays[0].dtype.name)
-
-
-def prelu_unless_positive(x: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    return np.where(x > 0, x, x * slope)
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """What a referee does instead of the formula, and where: an exact statement, no tolerance."""
-
-    referee: str
-    graphs: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    cause: str
-    accepts: Callable[[np.ndarray, np.ndarray, Callable[..., np.ndarray], Arrays], bool]
-
-
-def sign_of_zero(
-    y: np.ndarray, expected: np.ndarray, formula: Callable[..., np.ndarray], arrays: Arrays
-) -> bool:
-    return same_but_for_the_sign_of_zero(y, expected)
-
-
-def float32_throughout(
-    y: np.ndarray, expected: np.ndarray, formula: Callable[..., np.ndarray], arrays: Arrays
-) -> bool:
-    return same_but_for_the_sign_of_zero(y, rounded_once(formula, arrays))
-
-
-def unless_positive(
-    y: np.ndarray, expected: np.ndarray, formula: Callable[..., np.ndarray], arrays: Arrays
-) -> bool:
-    return same_bits(y, evaluate(prelu_unless_positive, arrays, y.dtype.name))
-
-
-DEVIATIONS = (
-    Deviation(
-        "onnxruntime",
-        ("leaky_relu", "prelu", "scale_bias_leaky_relu"),
-        ("float16", "float64"),
-        "LeakyRelu and PRelu lose the sign of a product that underflows to zero",
-        sign_of_zero,
-    ),
-    Deviation(
-        "onnxruntime",
-        ("relu_grad", "leaky_relu_grad"),
-        FLOATS,
-        "Where gives 0.0 where it chooses a -0.0",
-        sign_of_zero,
-    ),
-    Deviation(
-        "onnxruntime",
-        ("maxout",),
-        FLOATS,
-        "Max keeps the second of two equal zeros",
-        sign_of_zero,
-    ),
-    Deviation(
-        "onnxruntime",
-        ("leaky_relu", "scale_bias_relu", "scale_bias_leaky_relu"),
-        ("float16",),
-        "computes float16 in float32, across operators, and rounds once",
-        float32_throughout,
-    ),
-    Deviation(
-        "onnx.reference",
-        ("relu", "bias_relu", "add_relu", "scale_bias_relu", "maxout"),
-        FLOATS,
-        "is numpy.maximum, which keeps the second of two equal zeros",
-        sign_of_zero,
-    ),
-    Deviation(
-        "onnx.reference",
-        ("prelu",),
-        FLOATS,
-        "multiplies unless x > 0, and so at 0 too: NaN where slope is infinite, -0.0 where below 0",
-        unless_positive,
-    ),
-)
-
-
-def agrees(referee: str, graph: str, dtype: str, y: np.ndarray, arrays: Arrays) -> bool:
-    expected = evaluate(FORMULAS[graph], arrays, dtype)
-    known = (
-        row.accepts
-        for row in DEVIATIONS
-        if row.referee == referee and graph in row.graphs and dtype in row.dtypes
-    )
-    return same_bits(y, expected) or any(
-        accepts(y, expected, FORMULAS[graph], arrays) for accepts in known
-    )
+def agrees(name: str, graph: str, model: onnx.ModelProto, y: np.ndarray, arrays: Arrays) -> bool:
+    """True where a referee has the bits of the formula, or differs for causes that are known."""
+    expected = evaluate(FORMULAS[graph], arrays, y.dtype.name)
+    if same_bits(y, expected):
+        return True
+    found, _ = referees(model, frontend.import_model(model))
+    (referee,) = (one for one in found if one.name == name)
+    return not explain(referee, model, arrays, [expected], [y]).unexplained
 
 
 def run_onnxruntime(model: onnx.ModelProto, arrays: Arrays) -> np.ndarray:
@@ -406,7 +315,7 @@ def test_onnxruntime_computes_the_formula(graph: str, dtype: str) -> None:
     except NoKernelError:
         assert dtype not in ("float16", "float32", "float64", "int8", "int32", "int64")
         pytest.skip(f"onnxruntime has no CPU kernel for {graph} in {dtype}")
-    assert agrees("onnxruntime", graph, dtype, y, arrays)
+    assert agrees("onnxruntime", graph, model, y, arrays)
 
 
 @pytest.mark.parametrize(("graph", "dtype"), CASES)
@@ -417,7 +326,7 @@ def test_onnx_reference_computes_the_formula(graph: str, dtype: str) -> None:
     with np.errstate(all="ignore"):
         feeds = dict(zip(names, arrays, strict=True))
         y = np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
-    assert agrees("onnx.reference", graph, dtype, y, arrays)
+    assert agrees("onnx.reference", graph, model, y, arrays)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
@@ -450,7 +359,7 @@ def test_vectors_broadcast_over_channels(graph: str, layout: str) -> None:
     shape, vector = ((2, 3, 4, 5), (3, 1, 1)) if layout == "nchw" else ((4, 3), (3,))
     sizes = [shape, *(vector for _ in model.graph.input[1:])]
     arrays = [random.standard_normal(size, dtype=np.float32) for size in sizes]
-    assert agrees("onnxruntime", graph, "float32", run_onnxruntime(model, arrays), arrays)
+    assert agrees("onnxruntime", graph, model, run_onnxruntime(model, arrays), arrays)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (1, 2, 1, 3), (0, 4)])
@@ -459,7 +368,7 @@ def test_unknown_rank_takes_any_shape(graph: str, shape: tuple[int, ...]) -> Non
     model = graphs.GRAPHS[graph]()
     dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
     arrays = [np.full(shape, index - 1, dtype) for index in range(len(model.graph.input))]
-    assert agrees("onnxruntime", graph, dtype.name, run_onnxruntime(model, arrays), arrays)
+    assert agrees("onnxruntime", graph, model, run_onnxruntime(model, arrays), arrays)
 
 
 def test_maxout_over_many_pieces() -> None:

@@ -1,9 +1,7 @@
 """Random graphs in scope: the compiled operator against the reference and `onnx.reference`.
 
-The first comparison is of every output, bit for bit. The second is node by node, each node fed
-with what the reference gives it, so that a deviation of `onnx.reference` stays where it arises:
-`DEVIATIONS` lists each that is known, with its cause and the elements it may touch. Where no node
-of a graph met one, the whole graph must agree too.
+The first comparison is of every output, bit for bit. The second is node by node: a deviation of
+`onnx.reference` is judged where it arises, by the table of `relu_ops.verification.deviations`.
 """
 
 from __future__ import annotations
@@ -13,17 +11,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from cases import TARGETS, assert_same_bits, differing, expected, fresh, name_of, random_array, run
+from cases import TARGETS, assert_same_bits, expected, fresh, name_of, random_array, run
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
+from relu_ops import reference
+from relu_ops.compiler import frontend
 from relu_ops.semantics import DTYPES, MINIMUM_OPSET, OPERATORS
+from relu_ops.verification import explain
+from relu_ops.verification.referees import ONNX_REFERENCE, referees
 
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 MOST_NODES = 20
@@ -392,222 +392,22 @@ def test_many_random_graphs_give_the_bits_of_the_reference(target: str, case: Ca
 # ---------------------------------------------------------------- against onnx.reference
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """A node, its operands and its result as the reference gives them."""
-
-    node: onnx.NodeProto
-    operands: list[Array | None]
-    result: Array
-    opset: int
-
-    @property
-    def x(self) -> Array:
-        """The first operand."""
-        assert self.operands[0] is not None
-        return self.operands[0]
-
-    def attribute(self, name: str) -> Any:
-        """An attribute, or its default."""
-        given = {a.name: helper.get_attribute_value(a) for a in self.node.attribute}
-        schema = onnx.defs.get_schema(self.node.op_type, self.opset, "")
-        return given.get(name, helper.get_attribute_value(schema.attributes[name].default_value))
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """Where `onnx.reference` is known to differ from the contract.
-
-    Attributes:
-        operators: The operators it concerns.
-        cause: Why it differs.
-        touches: A mask of the elements of the result that it may touch.
-    """
-
-    operators: tuple[str, ...]
-    cause: str
-    touches: Callable[[Evaluated], Array | bool]
-
-
-def _clip_bounds(e: Evaluated) -> Array:
-    bounds = [np.asarray(o) for o in e.operands[1:] if o is not None]
-    return functools.reduce(np.logical_or, [b != b for b in bounds], e.result == 0)
-
-
-def _tiny_bfloat16(e: Evaluated) -> Array | bool:
-    return (np.abs(e.result.astype(np.float64)) <= 2.0**-126) & (name_of(e.result) == "bfloat16")
-
-
-def _at_rounded_alpha(e: Evaluated) -> Array | bool:
-    alpha = np.float32(e.attribute("alpha"))
-    return (e.x == alpha.astype(e.x.dtype)) & (e.x.astype(np.float64) != np.float64(alpha))
-
-
-def _out_of_range(e: Evaluated) -> Array | bool:
-    if not DTYPES[name_of(e.x)].is_float or DTYPES[name_of(e.result)].kind not in ("int", "uint"):
-        return False
-    limits = np.iinfo(e.result.dtype)
-    whole = np.trunc(e.x.astype(np.float64))
-    return ~((whole >= float(limits.min)) & (whole < float(int(limits.max) + 1)))
-
-
-def _by_way_of_float32(e: Evaluated) -> Array | bool:
-    if not DTYPES[name_of(e.result)].is_narrow_float:
-        return False
-    exact = e.x.astype(np.longdouble)
-    return exact != exact.astype(np.float32)
-
-
-def _quotient(e: Evaluated) -> Array | bool:
-    scale = np.asarray(e.operands[1])
-    if e.x.dtype != scale.dtype or not DTYPES[name_of(e.x)].is_float:
-        return True
-    smallest = np.abs(scale.astype(np.float64)).min(initial=np.inf)
-    largest = min(2.0**30, float(ml_dtypes.finfo(e.x.dtype).max))
-    return ~(np.abs(e.x.astype(np.float64)) / smallest < largest)
-
-
-def _not_in_float32(e: Evaluated) -> Array | bool:
-    if np.asarray(e.operands[1]).dtype != np.float32 or e.result.dtype != np.float32:
-        return True
-    return np.abs(e.x.astype(np.float64)) > 2.0**24
-
-
-DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation(
-        ("Relu",), "computes numpy.maximum(x, 0), which loses the sign of -0.0", lambda e: e.x == 0
-    ),
-    Deviation(
-        ("LeakyRelu", "PRelu"),
-        "multiplies where x <= 0 (not x < 0): zero takes the sign of the slope, or is NaN",
-        lambda e: e.x == 0,
-    ),
-    Deviation(
-        ("Clip",),
-        "computes numpy.clip: a NaN bound gives NaN, and of equal zeros it may take the bound",
-        _clip_bounds,
-    ),
-    Deviation(
-        ("Max", "Min", "HardSigmoid", "HardSwish"),
-        "numpy.maximum and numpy.minimum may take the second of two equal zeros",
-        lambda e: e.result == 0,
-    ),
-    Deviation(
-        ("HardSigmoid", "HardSwish"),
-        "16-bit floats are computed in float32 and rounded once, not as the function body does",
-        lambda e: DTYPES[name_of(e.result)].is_narrow_float,
-    ),
-    Deviation(
-        ("ThresholdedRelu",),
-        "compares with alpha in float32, not rounded to the type of x",
-        _at_rounded_alpha,
-    ),
-    Deviation(("Sign",), "ml_dtypes has sign(-0.0) = -0.0 for bfloat16", lambda e: e.x == 0),
-    Deviation(
-        ("Mul", "Div", "LeakyRelu", "PRelu"),
-        "ml_dtypes computes bfloat16 in float32: a subnormal float32 result is rounded twice",
-        _tiny_bfloat16,
-    ),
-    Deviation(
-        ("Cast", "CastLike"),
-        "NumPy leaves a float out of an integer's range undefined",
-        _out_of_range,
-    ),
-    Deviation(
-        ("Cast", "CastLike"),
-        "float64 and integers reach a 16-bit float by way of another float, rounded twice",
-        _by_way_of_float32,
-    ),
-    Deviation(
-        ("QuantizeLinear",),
-        "divides in the common type of x and scale (not in that of scale), and converts the "
-        "level to int32 before it saturates",
-        _quotient,
-    ),
-    Deviation(
-        ("DequantizeLinear",),
-        "computes in float32 (not in the output's type), which cannot hold every int32",
-        _not_in_float32,
-    ),
-)
-
-
-def why_not_evaluated(node: onnx.NodeProto, operands: list[Array | None], opset: int) -> str | None:
-    """The reason why `onnx.reference` cannot evaluate a node; None where it can."""
-    if node.op_type == "DequantizeLinear" and opset < 19:
-        return "it has DequantizeLinear from version 19 on only"
-    if node.op_type == "PRelu" and opset < 7 and np.size(operands[1]) != 1:
-        return "it broadcasts the slope of PRelu-6 along the last axis (not along axis 1)"
-    return None
-
-
 def check_against_onnx(case: Case) -> None:
-    """Compare each node with `onnx.reference`, and the whole graph where no node deviates."""
-    known = _all_values(case)
-    deviating = False
-    for node in case.nodes:
-        operands = [known[name] if name else None for name in node.input]
-        want = known[node.output[0]]
-        deviating |= _check_node(node, operands, want, case.opset)
-    if not deviating:
-        results = _evaluate(case.model(), case.arrays)
-        for value, result in zip(case.outputs, results, strict=True):
-            assert_same_bits(result, known[value.name], f"output {value.name} of the whole graph")
-
-
-def _all_values(case: Case) -> dict[str, Array]:
-    """Every value of a graph, as the reference computes it."""
-    computed = [Value(n.output[0], "", ()) for n in case.nodes]
-    by_name = {v.name: v for v in case.values}
-    outputs = [by_name[v.name] for v in computed]
-    results = expected(case.model(outputs), list(case.arrays.values()))
-    named = dict(zip([v.name for v in outputs], results, strict=True))
-    return {**case.constants, **case.arrays, **named}
-
-
-def _check_node(
-    node: onnx.NodeProto, operands: list[Array | None], want: Array, opset: int
-) -> bool:
-    """Compare one node; True where a deviation shows, which must be a listed one."""
-    what = f"{node.op_type} at opset {opset}"
-    if why_not_evaluated(node, operands, opset):
-        return True
-    listed = [d for d in DEVIATIONS if node.op_type in d.operators]
-    got = _evaluate_node(node, operands, want, opset)
-    assert got.shape == want.shape, f"{what}: {got.shape}, not {want.shape}"
-    wrong = differing(got, want)
-    excused = np.zeros(want.shape, bool)
-    with np.errstate(all="ignore"):
-        for deviation in listed:
-            excused |= deviation.touches(Evaluated(node, operands, want, opset))
-    present = [o for o in operands if o is not None]
-    kept = np.where(excused, want, got).astype(want.dtype)
-    assert_same_bits(kept, want, f"onnx.reference: {what} {node.attribute}", present)
-    return bool(wrong.any())
-
-
-def _evaluate_node(
-    node: onnx.NodeProto, operands: list[Array | None], want: Array, opset: int
-) -> Array:
-    feeds = {name: x for name, x in zip(node.input, operands, strict=True) if x is not None}
-    graph = helper.make_graph(
-        [node],
-        "node",
-        [_info(name, x) for name, x in feeds.items()],
-        [_info(node.output[0], want)],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    (result,) = _evaluate(model, feeds)
-    return result
-
-
-def _info(name: str, array: Array) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, _element_type(name_of(array)), array.shape)
-
-
-def _evaluate(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
-    with np.errstate(all="ignore"):
-        return [np.asarray(x) for x in ReferenceEvaluator(model).run(None, feeds)]
+    """What `onnx.reference` computes otherwise, at any node, has a cause that is known."""
+    model, arrays = case.model(), list(case.arrays.values())
+    graph = frontend.import_model(model)
+    found, _ = referees(model, graph)
+    contract = reference.evaluate(graph, arrays)
+    for referee in found:
+        if referee.engine != ONNX_REFERENCE:
+            continue
+        try:
+            theirs = referee.run(arrays)
+        except Exception as error:
+            note(f"{referee.name}: {error}")
+            continue
+        verdict = explain.explain(referee, model, arrays, contract, theirs)
+        assert not verdict.unexplained, f"{referee.name}: {verdict.unexplained}"
 
 
 @settings(max_examples=400, **_COMMON)

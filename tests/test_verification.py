@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from relu_ops import compiler, graphs, verification
+import relu_ops
+from relu_ops import cli, compiler, graphs, verification
 from relu_ops.compiler import frontend
 from relu_ops.errors import ArgumentError
-from relu_ops.runtime import dispatch
 from relu_ops.runtime.operator import Operator
-from relu_ops.verification import Report, same, show_bits, ulp_distance, verify
+from relu_ops.verification import (
+    Report,
+    calls,
+    cases,
+    checking,
+    same,
+    show_bits,
+    ulp_distance,
+    verify,
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,53 +87,148 @@ BREAKS = [
 ]
 
 
-def break_operators(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[np.ndarray], None]) -> None:
-    """Whatever operator is checked, its results are spoilt."""
+def broken(break_it: Callable[[np.ndarray], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every call of verify give a result that is spoiled by a function."""
+    right = calls.call
 
-    class Broken(Operator):
-        def __call__(self, *inputs: Any, out: Any = None, threads: int | None = None) -> Any:
-            y = super().__call__(*inputs, out=out, threads=threads)
-            spoil(y)
-            return y
+    def wrong(operator: Operator, inputs: Any, outputs: Any) -> Any:
+        results = right(operator, inputs, outputs)
+        with np.errstate(all="ignore"):
+            for y in results:
+                break_it(y)
+        return results
 
-    right = dispatch.operator_of
-
-    def wrong(*arguments: Any, **keywords: Any) -> Operator:
-        op = right(*arguments, **keywords)
-        return Broken(op.bundle.handle, op.name, op.wanted_target, op.bundle)
-
-    monkeypatch.setattr(dispatch, "operator_of", wrong)
+    monkeypatch.setattr(checking, "call", wrong)
 
 
 @pytest.mark.parametrize("break_it", BREAKS, ids=lambda f: f.__name__.strip("_"))
 def test_a_broken_operator_is_found(
-    bundle: Path, break_it: Callable[[np.ndarray], None], monkeypatch: pytest.MonkeyPatch
+    bundle: Path,
+    break_it: Callable[[np.ndarray], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def spoil(y: np.ndarray) -> None:
-        with np.errstate(all="ignore"):
-            break_it(y)
-
-    break_operators(monkeypatch, spoil)
+    broken(break_it, monkeypatch)
     report = verify(bundle)
     assert not report.ok
     assert f"reproduce: relu-ops verify {bundle} --seed 0 --target x86-64-v2" in str(report)
     assert "FAILED" in str(report)
+    every_reproduction_fails_again(report, capsys)
+
+
+def every_reproduction_fails_again(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    """Paste what a report prints: the same failure must come out."""
+    assert report.failures
+    for failure in report.failures:
+        *text, line = failure.splitlines()
+        command = line.partition("reproduce: ")[2]
+        program, *arguments = shlex.split(command)
+        assert program == "relu-ops"
+        assert cli.main(arguments) == cli.CHECK_FAILED, command
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        assert text[0] in shown.out.splitlines()
+
+
+def test_an_unwritten_tail_is_found(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the last call left in memory must not pass for a result."""
+
+    def lazy(operator: Operator, inputs: Any, outputs: Any) -> Any:
+        results = calls.call(operator, inputs, None)
+        if outputs is None:
+            return results
+        for y, result in zip(outputs, results, strict=True):
+            y.reshape(-1)[:-1] = result.reshape(-1)[:-1]
+        return outputs
+
+    monkeypatch.setattr(checking, "call", lazy)
+    assert not verify(bundle).ok
+
+
+def test_an_output_of_its_own_that_is_wrong_is_found(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(operator: Operator, inputs: Any, outputs: Any) -> Any:
+        results = calls.call(operator, inputs, outputs)
+        return results if outputs is not None else [np.zeros_like(y) for y in results]
+
+    monkeypatch.setattr(checking, "call", wrong)
+    assert not verify(bundle).ok
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_byte_beside_the_output_is_found(
+    bundle: Path, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def past_the_end(operator: Operator, inputs: Any, outputs: Any) -> Any:
+        results = calls.call(operator, inputs, outputs)
+        for y in outputs or ():
+            address = y.ctypes.data - 1 if before else y.ctypes.data + y.nbytes
+            ctypes.c_uint8.from_address(address).value = 7
+        return results
+
+    monkeypatch.setattr(checking, "call", past_the_end)
+    report = verify(bundle)
+    assert not report.ok
+    assert report.failures[0].startswith("wrote outside of its outputs: special values, shift 0\n")
+
+
+def test_an_operator_that_raises_is_found(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(y: np.ndarray) -> None:
+        raise RuntimeError("out of order")
+
+    broken(raises, monkeypatch)
+    report = verify(bundle)
+    assert not report.ok
+    first = "failed: special values, shift 0: RuntimeError: out of order\n"
+    assert report.failures[0].startswith(first)
+
+
+def test_another_dtype_is_found(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        checking,
+        "call",
+        lambda operator, inputs, outputs: [calls.call(operator, inputs, None)[0].view(np.int32)],
+    )
+    report = verify(bundle)
+    assert not report.ok
+    assert "x86-64-v2: int32[56]   NumPy reference: float32[56]" in report.failures[0]
 
 
 def test_a_wrong_bit_in_an_exhaustive_check_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def spoil(y: np.ndarray) -> None:
+    def flip(y: np.ndarray) -> None:
         if y.size == 1 << 16:
             y.view(np.uint16)[0x1234] ^= 1
 
-    break_operators(monkeypatch, spoil)
-    report = verify(graphs.relu(dtype="float16"), target="x86-64-v2", exhaustive=True)
+    broken(flip, monkeypatch)
+    path = tmp_path / "-relu 16.onnx"
+    onnx.save(graphs.relu(dtype="float16"), path)
+    monkeypatch.chdir(tmp_path)
+    report = verify(path.name, target="x86-64-v2", exhaustive=True)
     counts = {row.referee: row.mismatches for row in report.rows}
     assert counts["NumPy reference"] == 1
     assert report.failures[0].startswith(
         "mismatch: patterns from 0x0, element [4660]: input 0.0007572174072265625 (0x1234)"
     )
+    number = len(cases.plan(frontend.import_model(graphs.relu()), 0))
+    assert report.failures[0].endswith(
+        "reproduce: relu-ops verify './-relu 16.onnx' --seed 0 --target x86-64-v2 "
+        f"--case {number} --exhaustive"
+    )
+    every_reproduction_fails_again(report, capsys)
+
+
+def test_a_model_in_memory_has_a_call_to_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(_zeros, monkeypatch)
+    model = graphs.relu()
+    report = verify(model, target="x86-64-v2", seed=3)
+    assert not report.ok
+    for failure in report.failures:
+        call = failure.partition("reproduce: ")[2]
+        again = eval(call, {"relu_ops": relu_ops, "model": model})
+        assert again.failures[0].splitlines()[0] == failure.splitlines()[0]
 
 
 def test_an_exhaustive_check_counts_every_pattern() -> None:
@@ -165,12 +272,6 @@ def test_bits_are_shown() -> None:
     assert show_bits(np.int8(-1)) == "-1 (0xff)"
 
 
-@pytest.mark.parametrize("name", graphs.MODELS)
-def test_every_model_of_ours_is_verified(name: str) -> None:
-    report = verify(graphs.MODELS[name]())
-    assert report.ok, str(report)
-
-
 def test_special_values_hold_every_kind_of_float() -> None:
     for dtype in ("float16", "bfloat16", "float32", "float64"):
         x = verification.special_values(dtype)
@@ -181,7 +282,31 @@ def test_special_values_hold_every_kind_of_float() -> None:
         assert {bool(s) for s in np.signbit(zeros.astype(np.float64))} == {True, False}
 
 
-def test_cases_fit_the_declared_shapes() -> None:
-    graph = frontend.import_model(graphs.scale_bias_leaky_relu(layout="nchw"))
-    for case in verification.cases(graph, 0):
-        assert [x.ndim for x in case.inputs] == [4, 3, 3]
+def test_the_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "_SECONDS", 0.0)
+    report = verify(graphs.relu(), target="x86-64-v2")
+    plan = cases.plan(frontend.import_model(graphs.relu()), 0)
+    assert report.ok and report.rows[0].cases == plan[0].small[0].size
+    last = len(plan) - 1
+    assert report.unchecked == [
+        f"the last {last} of {len(plan)} cases: 0 s had passed; with a number of 1 to {last} as "
+        "case, one is"
+    ]
+
+
+def test_progress_is_shown() -> None:
+    seen: list[Any] = []
+
+    def progress(items: Any, total: int, title: str) -> Any:
+        seen.append((total, title))
+        return items
+
+    plan = cases.plan(frontend.import_model(graphs.relu()), 0)
+    verify(graphs.relu(), target="x86-64-v2", progress=progress)
+    assert seen == [(len(plan), "verify relu")]
+
+
+@pytest.mark.parametrize("case", [-1, 29, 1000])
+def test_a_case_that_is_not_is_refused(bundle: Path, case: int) -> None:
+    with pytest.raises(ArgumentError, match=rf"verify: case must be 0 to 28 \(not {case}\)"):
+        verify(bundle, case=case)

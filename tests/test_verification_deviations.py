@@ -1,0 +1,158 @@
+"""Known deviations in the whole check: what follows from one is no failure, and hides none.
+
+The table itself is tried in test_deviations.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from test_verification_shapes import model_of, spoiled
+
+from relu_ops import graphs, ir
+from relu_ops.compiler import frontend
+from relu_ops.semantics import DTYPES, OPERATORS
+from relu_ops.verification import deviations, verify
+from relu_ops.verification.deviations import Deviation
+from relu_ops.verification.referees import ONNX_REFERENCE, ONNXRUNTIME
+
+node = helper.make_node
+F16 = TensorProto.FLOAT16
+
+RIGHT: dict[str, onnx.ModelProto] = {
+    "only a lower bound": model_of(
+        [node("Clip", ["x", "low"], ["y"])], {"x": None}, {"low": np.float32(0)}
+    ),
+    "only an upper bound": model_of(
+        [node("Clip", ["x", "", "high"], ["y"])], {"x": None}, {"high": np.float32(6)}
+    ),
+    "HardSwish of float16": model_of([node("HardSwish", ["x"], ["y"])], {"x": None}, dtype=F16),
+    "quantized and back": model_of(
+        [
+            node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+        ],
+        {"x": None},
+        {"scale": np.float32(0.1), "zero": np.uint8(128)},
+        opset=19,
+    ),
+    "an infinite slope": model_of(
+        [node("LeakyRelu", ["x"], ["y"], alpha=float("inf"))], {"x": None}
+    ),
+    "what follows from the sign of a zero": model_of(
+        [
+            node("Max", ["x", "zero"], ["a"]),
+            node("Div", ["one", "a"], ["b"]),
+            node("Sign", ["b"], ["y"]),
+        ],
+        {"x": None},
+        {"one": np.float32(1), "zero": np.float32(-0.0)},
+    ),
+    "what follows from two, broadcast, in float16": model_of(
+        [
+            node("LeakyRelu", ["x"], ["a"], alpha=0.1),
+            node("Max", ["a", "z"], ["b"]),
+            node("Sign", ["b"], ["c"]),
+            node("HardSwish", ["a"], ["d"]),
+            node("Add", ["c", "d"], ["y"]),
+        ],
+        {"x": [None, None], "z": [None]},
+        dtype=F16,
+    ),
+    "an undefined integer, and a bool of it": model_of(
+        [
+            node("Cast", ["x"], ["i"], to=TensorProto.INT8),
+            node("Cast", ["i"], ["b"], to=TensorProto.BOOL),
+            node("Where", ["b", "x", "one"], ["y"]),
+        ],
+        {"x": None},
+        {"one": np.float32(1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_deviations_of_referees_are_no_failures(name: str) -> None:
+    report = verify(RIGHT[name], target="native")
+    assert report.ok, str(report)
+    assert any(row.deviations for row in report.rows)
+    assert {row.referee for row in report.rows} >= {"onnxruntime", "onnx.reference"}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_without_the_table_they_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deviations, "DEVIATIONS", ())
+    report = verify(RIGHT[name], target="native")
+    assert not report.ok
+    assert {row.referee for row in report.rows if row.mismatches} <= {
+        "onnxruntime",
+        "onnx.reference",
+        "function body",
+    }
+    assert any(" is " in failure and ", not " in failure for failure in report.failures)
+
+
+ANYTHING = tuple(
+    Deviation(engine, tuple(OPERATORS), tuple(DTYPES), "anything", lambda _: True)
+    for engine in (ONNXRUNTIME, ONNX_REFERENCE)
+)
+
+
+def _zeros(y: np.ndarray) -> None:
+    y[...] = 0
+
+
+def _skip_the_tail(y: np.ndarray) -> None:
+    y.reshape(-1)[-1:] = 7
+
+
+@pytest.mark.parametrize("break_it", [_zeros, _skip_the_tail])
+@pytest.mark.parametrize("name", RIGHT)
+def test_no_row_hides_a_failure_of_ours(
+    name: str, break_it: Callable[[np.ndarray], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows speak of referees: an operator has the bits of the contract, or it is wrong."""
+    monkeypatch.setattr(deviations, "DEVIATIONS", ANYTHING)
+    spoiled(break_it, monkeypatch)
+    assert not verify(RIGHT[name], target="native").ok
+
+
+def test_a_referee_that_is_wrong_for_no_known_cause_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The very row of Relu does not excuse another number of Relu."""
+    from onnx.reference.ops import op_relu
+
+    def wrong(self: Any, x: np.ndarray) -> tuple[np.ndarray]:
+        return (np.where(x > 100, np.float32(100), np.maximum(x, 0)).astype(x.dtype),)
+
+    monkeypatch.setattr(op_relu.Relu, "_run", wrong)
+    report = verify(graphs.relu(), target="native")
+    assert not report.ok
+    assert {row.referee for row in report.rows if row.mismatches} == {"onnx.reference"}
+    assert "  onnx.reference: Relu at opset 18 of " in report.failures[0]
+
+
+def test_a_graph_that_was_misunderstood_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that are each right excuse no operands that were swapped, whatever the table says."""
+    real = frontend.import_model
+
+    def swapped(model: Any) -> ir.Graph:
+        proto = frontend.read_model(model)
+        if len(proto.graph.node) == 3:
+            proto.graph.node[2].input[:] = list(proto.graph.node[2].input)[::-1]
+        return real(proto)
+
+    monkeypatch.setattr(frontend, "import_model", swapped)
+    monkeypatch.setattr(deviations, "DEVIATIONS", ANYTHING)
+    nodes = [node("Max", ["x", "z"], ["a"]), node("Neg", ["z"], ["b"]), node("Sub", "ab", ["y"])]
+    report = verify(model_of(nodes, {"x": None, "z": None}), target="native")
+    assert not report.ok
+    wrong = {row.referee for row in report.rows if row.mismatches}
+    assert wrong == {"onnxruntime", "onnx.reference"}
+    assert "the contract gives other bits node by node than as a whole" in report.failures[0]
