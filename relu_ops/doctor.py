@@ -208,9 +208,12 @@ def _cuda() -> dict[str, Any]:
 
 def _cache() -> dict[str, Any]:
     from relu_ops import cache
-    from relu_ops.errors import ArgumentError, CacheError
+    from relu_ops.errors import ArgumentError, CacheError, MissingDependencyError
 
-    described: dict[str, Any] = {"path": str(cache.directory())}
+    try:
+        described: dict[str, Any] = {"path": str(cache.directory())}
+    except MissingDependencyError:
+        return {"state": "none: nothing can be compiled here", "problem": None}
     try:
         described["limit"] = cache.size_limit()
     except ArgumentError as error:
@@ -274,6 +277,9 @@ def _advice(found: Mapping[str, Any]) -> Iterator[str]:
 # For people
 
 
+_CACHE = "{path}: {bundles} bundles, {size:,} of {limit:,} bytes"
+
+
 def render(report: Mapping[str, Any]) -> str:
     """Write a report for people.
 
@@ -291,7 +297,7 @@ def render(report: Mapping[str, Any]) -> str:
         "threads": [_line(report["threads"], "{count} for a large call, {thresholds}")],
         "targets": _target_lines(report["targets"]),
         "cuda": [_line(report["cuda"], "{state}")],
-        "cache": [_line(report["cache"], "{path}: {bundles} bundles, {size:,} of {limit:,} bytes")],
+        "cache": [_line(report["cache"], _CACHE if "path" in report["cache"] else "{state}")],
         "packages": _package_lines(report["packages"]),
         "it can": [f"{ability}: {why or 'yes'}" for ability, why in _answers(report["can"])],
         "advice": report["advice"] or ["nothing to install"],

@@ -79,6 +79,19 @@ print(sorted({{m.partition('.')[0] for m in sys.modules}} & {{'tvm', 'onnx', 'to
     assert (done.stdout, done.stderr) == ("[-1.  3.]\n[]\n", "")
 
 
+def test_the_doctor_finds_nothing_wrong(environment: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [environment / "bin" / "relu-ops", "doctor"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": "", "HOME": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "cache     none: nothing can be compiled here" in done.stdout
+    assert "run: yes" in done.stdout
+
+
 def test_compiling_says_what_to_install(environment: Path, tmp_path: Path) -> None:
     python = environment / "bin" / "python"
     done = subprocess.run(

@@ -6,7 +6,7 @@ from typing import Any, Self, final
 import numpy as np
 
 LIMITS: dict[str, int]
-"""The bounds of limits.h, by name: {"OPERANDS": 1024, ...}."""
+"""The bounds of bounds.h, by name: {"OPERANDS": 1024, ...}."""
 
 VERSION: str
 

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #include "include/relu_ops.h"
-#include "limits.h"
+#include "bounds.h"
 
 /* ---- errors (error.c) ---------------------------------------------------------------------------- */
 

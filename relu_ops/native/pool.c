@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "arch_x86_64.h"
-#include "limits.h"
+#include "bounds.h"
 
 #define MAX_WORKERS (RELU_OPS_MOST_THREADS - 1)
 #define SPIN_ROUNDS 4000 /* about 0.1 ms of pause instructions */

@@ -285,7 +285,7 @@ static PyMethodDef functions[] = {
     {"set_settings", set_settings, METH_VARARGS, "Set them."},
     {NULL, NULL, 0, NULL}};
 
-/* The bounds of limits.h by name: what an image may hold. */
+/* The bounds of bounds.h by name: what an image may hold. */
 static PyObject* limits(void) {
   static const struct {
     const char* name;

@@ -14,7 +14,7 @@
 #include <stdbool.h>
 
 #include "include/relu_ops.h"
-#include "limits.h"
+#include "bounds.h"
 
 enum {
   MOST_FAST = 8, /* arrays of a call; more go the careful way */

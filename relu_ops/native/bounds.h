@@ -1,7 +1,7 @@
 /* The bounds that compiler and runtime share: what an image may hold. python.c hands them to Python, so
  * that a graph beyond them is refused when it is imported. */
-#ifndef RELU_OPS_LIMITS_H_
-#define RELU_OPS_LIMITS_H_
+#ifndef RELU_OPS_BOUNDS_H_
+#define RELU_OPS_BOUNDS_H_
 
 /* Name, value, of what. A plan takes 144 bytes an operand, a call's arrays on the stack 100. */
 #define RELU_OPS_LIMITS(F)                                      \
