@@ -16,7 +16,7 @@ from relu_ops import cache, targets
 from relu_ops.compiler.toolchain import producer, source_digest
 from relu_ops.errors import ArgumentError, ArgumentTypeError, require
 from relu_ops.native._python import Standard
-from relu_ops.runtime import arrays, dispatch
+from relu_ops.runtime import arrays, carried, dispatch
 from relu_ops.runtime.operator import Operator
 from relu_ops.semantics import DTYPES, dtype_name
 
@@ -191,6 +191,7 @@ def _dtype_of(x: Any, graph: str) -> tuple[Any, str]:
 def _own_dtype(x: Any, graph: str) -> Any:
     if isinstance(x, np.ndarray | np.generic) or arrays.is_torch(x):
         return x.dtype
+    carried.check(x, f"{graph}: x")
     if hasattr(x, "__dlpack__"):
         return x.dtype if hasattr(x, "dtype") else arrays.from_dlpack(x, f"{graph}: x").dtype
     return arrays.made_array(x, f"{graph}: x").dtype if arrays.has_dtype(x) else None

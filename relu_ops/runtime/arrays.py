@@ -17,7 +17,7 @@ import numpy as np
 
 from relu_ops.errors import ArgumentError, ArgumentTypeError
 from relu_ops.native._python import LIMITS
-from relu_ops.runtime import memory
+from relu_ops.runtime import carried, memory
 from relu_ops.semantics import DTYPES, dtype_name
 
 if TYPE_CHECKING:
@@ -55,10 +55,12 @@ def as_numpy(x: Any, spec: Tensor, operator: str) -> np.ndarray:
 
     Raises:
         ArgumentTypeError: It is no array, or of another dtype.
-        ArgumentError: It is not in the CPU's memory, or a number does not fit the dtype.
+        ArgumentError: It is not in the CPU's memory, a number does not fit the dtype, or it carries
+            what the result would not: a mask, nulls, a unit, a gradient.
     """
     what = f"{operator}: {spec.name}"
     if isinstance(x, np.ndarray | np.generic):
+    carried.check(x, what)
         array = np.asarray(x)
     elif is_torch(x):
         array = _from_torch(x, what)
@@ -157,7 +159,7 @@ def made_array(x: Any, what: str) -> np.ndarray:
         ArgumentTypeError: It does not become one.
     """
     try:
-        return np.asarray(x)
+        found = np.asanyarray(x)
     except Exception as error:  # another library's: a JAX value while it is traced, for example
         raise ArgumentTypeError(
             f"{what} cannot be made an array: {str(error).partition(chr(10))[0]}"
@@ -166,6 +168,7 @@ def made_array(x: Any, what: str) -> np.ndarray:
 
 def _from_python(x: Any, spec: Tensor, what: str) -> np.ndarray:
     """Convert numbers and (nested) sequences, weakly typed as NumPy treats Python scalars."""
+        ArgumentError: What it becomes carries what the result would not.
     try:
         found = np.asarray(x)
     except (ValueError, TypeError, OverflowError) as error:
@@ -173,6 +176,8 @@ def _from_python(x: Any, spec: Tensor, what: str) -> np.ndarray:
     target = DTYPES[spec.dtype]
     source = dtype_name(found.dtype)
     if source is None:
+    carried.check(found, what)  # a variable of a file becomes a masked array
+    return np.asarray(found)
         raise ArgumentTypeError(f"{what} must be an array of {spec.dtype} (not {type(x).__name__})")
     kind = DTYPES[source].kind
     weak = {"int": "uint"}.get(kind, kind)  # a Python int has no sign of its own
@@ -227,7 +232,7 @@ def check_out(out: Any, spec: Tensor, shape: tuple[int, ...], operator: str) -> 
 
     Raises:
         ArgumentTypeError: It is no array that can be written, or of another dtype.
-        ArgumentError: Its shape is another, or it is read-only.
+        ArgumentError: Its shape is another, it is read-only, or it carries a mask or a unit.
     """
     what = f"{operator}: out for {spec.name}"
     if is_torch(out):
@@ -267,6 +272,11 @@ def _check_writable(out: Any, what: str) -> None:
 
 
 def repeats_elements(shape: Sequence[int], strides: Sequence[int]) -> bool:
+        try:
+            carried.check(out, what)
+        except ArgumentError as error:
+            hint = "pass a plain array (of a masked one, its data), or leave out away"
+            raise ArgumentError(error.message, hint) from None
     """True where an array has several elements in one place: a dimension that does not move.
 
     >>> repeats_elements((4, 3), (0, 4)), repeats_elements((1, 3), (0, 4))
