@@ -144,9 +144,17 @@ def read(path: str | os.PathLike[str], digest: str | None = None) -> Bundle:
         BundleError: There is no bundle, or it is not what its SHA256SUMS (or `digest`) says.
     """
     if not isinstance(path, str | os.PathLike):
-        raise ArgumentTypeError(f"the bundle's path must be a path (not {type(path).__name__})")
+        raise ArgumentTypeError(
+            f"the bundle's path must be a path (not {type(path).__name__})",
+            "pass the path of its directory",
+        )
+    if "\0" in os.fsdecode(path):
+        raise ArgumentError(f"the bundle's path must hold no zero byte (not {os.fsdecode(path)!r})")
     if not isinstance(digest, str | None):
-        raise ArgumentTypeError(f"digest must be a text (not {type(digest).__name__})")
+        raise ArgumentTypeError(
+            f"digest must be a text (not {type(digest).__name__})",
+            "pass what relu_ops.build returned, or None to take any",
+        )
     return Bundle(path, native.read_bundle(os.fspath(path), digest))
 
 
@@ -196,11 +204,17 @@ def write(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> str:
         The digest of the bundle.
 
     Raises:
-        ArgumentError: The path exists and is not a bundle.
+        ArgumentTypeError: The path is no path.
+        ArgumentError: It exists and is not a bundle.
         BundleError: The bundle cannot be written there.
     """
     from pathlib import Path
 
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(
+            f"the bundle's path must be a path (not {type(path).__name__})",
+            "pass the path of the directory to make",
+        )
     final = Path(os.path.abspath(path))
     if os.path.lexists(final) and not is_bundle(final):
         raise ArgumentError(

@@ -45,8 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has seen enough. Python flushes once more at exit, into nothing then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
-    except (ReluOpsError, OSError) as error:
+    except ReluOpsError as error:
         _say(f"relu-ops: {error}")
+        return UNUSABLE
+    except OSError as error:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        _say(f"relu-ops: {where}{error.strerror or error}")
         return UNUSABLE
     except MemoryError as error:
         _say(f"relu-ops: there is not enough memory: {error}")
@@ -147,7 +151,8 @@ def _inspect(options: argparse.Namespace) -> int:
     for name in ("target", "name"):
         if getattr(options, name) and not options.source:
             raise ArgumentError(
-                f"inspect: --{name} chooses what --source shows, and that is not given"
+                f"inspect: --{name} chooses what --source shows, and that is not given",
+                "give --source too, for example --source assembly, or leave it out",
             )
     if options.rebuild_check:
         report = inspect.rebuild_check(options.path)
@@ -187,7 +192,8 @@ def _run(options: argparse.Namespace) -> int:
     if len(options.output) != len(results):
         raise ArgumentError(
             f"{operator.name} has {counted(len(results), 'output')}; "
-            f"--output names {len(options.output)}"
+            f"--output names {len(options.output)}",
+            "give --output once for each output, in their order, or not at all",
         )
     for path, array in zip(options.output, results, strict=True):
         _write_array(path, array)
@@ -201,7 +207,10 @@ def _read_array(path: str, dtype: str) -> np.ndarray:
     except OSError as error:
         raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, EOFError) as error:
-        raise ArgumentError(f"{path}: is not a readable .npy file: {error}") from error
+        raise ArgumentError(
+            f"{path}: is not a readable .npy file: {error}",
+            "write one with numpy.save, of an array of numbers",
+        ) from error
     if dtype == "bfloat16" and array.dtype == np.dtype("V2"):
         # The .npy format has no bfloat16: NumPy writes it as two raw bytes.
         return array.view(DTYPES[dtype].numpy)

@@ -151,7 +151,10 @@ def rebuild_check(path_or_bundle: str | os.PathLike[str] | Bundle) -> dict[str, 
     """
     held = _bundle_at(path_or_bundle)
     if held is None:
-        raise ArgumentError(f"{path_or_bundle}: is no bundle, so there is nothing to compare with")
+        raise ArgumentError(
+            f"{path_or_bundle}: is no bundle, so there is nothing to compare with",
+            "pass the directory of a bundle",
+        )
     for package in ("onnx", "tvm"):
         require(package, "compile", f"{_PURPOSE}.rebuild_check")
     from relu_ops import compiler

@@ -117,7 +117,8 @@ def test_the_digest_can_be_pinned(path: Path) -> None:
     assert native.read_bundle(os.fspath(path), digest.upper()).digest == digest
     for other in ("0" * 64, digest[:-1], digest + "0", "", f"sha256:{digest}"):
         message = f"{SUMS} has the digest {digest}; it must have {other}"
-        refused(path, message, digest=other)
+        hint = "take the one that was meant or, if it was built anew on purpose, its new digest"
+        refused(path, message, hint, digest=other)
 
 
 def test_an_empty_file_is_a_file(tmp_path: Path) -> None:
@@ -316,10 +317,11 @@ def test_two_files_of_one_name() -> None:
 
 
 def test_where_there_is_no_bundle(tmp_path: Path) -> None:
-    refused(tmp_path / "none", "no bundle can be read there: No such file or directory")
+    hint = "pass the directory of a bundle, which relu_ops.build or relu-ops build writes"
+    refused(tmp_path / "none", "no bundle can be read there: No such file or directory", hint)
     (tmp_path / "file").write_text("text")
-    refused(tmp_path / "file", "no bundle can be read there: Not a directory")
-    refused(tmp_path, f"{SUMS} cannot be opened: No such file or directory")
+    refused(tmp_path / "file", "no bundle can be read there: Not a directory", hint)
+    refused(tmp_path, f"{SUMS} cannot be opened: No such file or directory", hint)
 
 
 def test_a_model_is_no_bundle(tmp_path: Path) -> None:
@@ -461,7 +463,8 @@ def test_a_target_that_cannot_be_had(target: str, headline: str) -> None:
     with pytest.raises(TargetError) as caught:
         native.Operator(native.open_files("shown", whole(NO_FLAGS)), "act1", target)
     assert str(caught.value) == (
-        f"shown: {headline}:\n  a: can run\n  cuda: it runs on a GPU (not on the CPU)"
+        f"shown: {headline}:\n  a: can run\n  cuda: it runs on a GPU (not on the CPU)\n"
+        "hint: name one that can run, or none for the best; or build it for that target too"
     )
 
 

@@ -344,7 +344,7 @@ def test_build_refuses(run: Run, models: Path, tmp_path: Path) -> None:
     )
     code, stdout, err = run("build", models / "broken.onnx", "--output", out)
     assert (code, stdout) == (2, "")
-    assert err.startswith(f"relu-ops: {models / 'broken.onnx'}: is not an ONNX model: ")
+    assert err.startswith(f"relu-ops: {models / 'broken.onnx'}: is not an ONNX model in binary form: ")
     assert os.listdir(tmp_path) == []
 
 
@@ -444,7 +444,8 @@ def test_run_with_a_digest(run: Run, bundles: Path, tmp_path: Path) -> None:
     assert run("run", path, x, "--digest", "0" * 64) == (
         2,
         "",
-        f"relu-ops: {path}: SHA256SUMS has the digest {digest}; it must have {'0' * 64}\n",
+        f"relu-ops: {path}: SHA256SUMS has the digest {digest}; it must have {'0' * 64}\n"
+        "hint: take the one that was meant or, if it was built anew on purpose, its new digest\n",
     )
 
 
@@ -455,7 +456,8 @@ def test_run_with_a_target(run: Run, bundles: Path, tmp_path: Path) -> None:
     assert run("run", path, x, "--target", "x86-64-v4") == (
         2,
         "",
-        f"relu-ops: {path}: has no variant for x86-64-v4; it has:\n  x86-64-v2: can run\n",
+        f"relu-ops: {path}: has no variant for x86-64-v4; it has:\n  x86-64-v2: can run\n"
+        "hint: name one that can run, or none for the best; or build it for that target too\n",
     )
 
 
@@ -470,9 +472,10 @@ def test_run_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
     empty.write_bytes(b"")
     missing = tmp_path / "missing.npy"
     float32 = saved(tmp_path / "y.npy", np.ones(2, np.float32))
+    each = "hint: pass one array for each, by position, and where to write as out"
     exact = {
-        (): "leaky_relu takes 1 input (x), not 0",
-        (float32, float32): "leaky_relu takes 1 input (x), not 2",
+        (): f"leaky_relu takes 1 input (x), not 0\n{each}",
+        (float32, float32): f"leaky_relu takes 1 input (x), not 2\n{each}",
         (x,): "leaky_relu: x.dtype must be float32 (not float64)\n"
         "hint: convert it first, for example with x.astype('float32')",
         (missing,): f"{missing}: cannot be read: No such file or directory",
@@ -488,7 +491,8 @@ def test_run_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
     assert run("run", missing, x) == (
         2,
         "",
-        f"relu-ops: {missing}: no bundle can be read there: No such file or directory\n",
+        f"relu-ops: {missing}: no bundle can be read there: No such file or directory\n"
+        "hint: pass the directory of a bundle, which relu_ops.build or relu-ops build writes\n",
     )
 
 
@@ -573,7 +577,8 @@ def test_verify_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
         2,
         "",
         f"relu-ops: {bundles / 'leaky'}: has no variant for x86-64-v4; it has:\n"
-        "  x86-64-v2: can run\n",
+        "  x86-64-v2: can run\n"
+        "hint: name one that can run, or none for the best; or build it for that target too\n",
     )
     for case in ("-1", "99999"):
         code, out, err = run("verify", bundles / "leaky", "--case", case)
@@ -707,11 +712,15 @@ def test_inspect(run: Run, bundles: Path, models: Path, tmp_path: Path) -> None:
         assert (code, err) == (0, "")
         assert isinstance(json.loads(out), dict)
     either = "do not go together\nhint: leave out one or the other"
+    alone = (
+        "chooses what --source shows, and that is not given\n"
+        "hint: give --source too, for example --source assembly, or leave it out"
+    )
     for arguments, message in {
         ("--source", "tir", "--json"): f"--source and --json {either}",
         ("--source", "tir", "--rebuild-check"): f"--source and --rebuild-check {either}",
-        ("--target", "cuda"): "--target chooses what --source shows, and that is not given",
-        ("--name", "leaky_relu"): "--name chooses what --source shows, and that is not given",
+        ("--target", "cuda"): f"--target {alone}",
+        ("--name", "leaky_relu"): f"--name {alone}",
     }.items():
         refusal = f"relu-ops: inspect: {message}\n"
         assert run("inspect", bundles / "leaky", *arguments) == (2, "", refusal)

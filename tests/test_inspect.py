@@ -351,6 +351,7 @@ def test_what_cannot_be_built_again(tmp_path: Path, capsys: pytest.CaptureFixtur
     model.write_bytes(graphs.serialize(graphs.relu()))
     assert cli.main(["inspect", "--rebuild-check", str(model)]) == 2
     message = f"relu-ops: {model}: is no bundle, so there is nothing to compare with\n"
+    message += "hint: pass the directory of a bundle\n"
     assert capsys.readouterr() == ("", message)
 
 

@@ -261,12 +261,13 @@ def test_an_image_is_taken_by_name() -> None:
 
 
 def test_an_image_that_is_not_there() -> None:
+    hint = "hint: name one that can run, or none for the best; or build it for that target too"
     refused(
-        "op.bundle: has no variant for x86-64-v4; it has:\n  x86-64-v2: can run",
+        f"op.bundle: has no variant for x86-64-v4; it has:\n  x86-64-v2: can run\n{hint}",
         lambda: dispatch.operator_of(held("x86-64-v2"), target="x86-64-v4"),
     )
     refused(
-        "op.bundle: has no variant for cuda; it has:\n  x86-64-v2: can run",
+        f"op.bundle: has no variant for cuda; it has:\n  x86-64-v2: can run\n{hint}",
         lambda: dispatch.operator_of(held("x86-64-v2"), target="cuda"),
     )
     refused(

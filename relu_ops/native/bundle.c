@@ -120,8 +120,9 @@ static relu_ops_status add_all_listed(relu_ops_bundle* bundle, Source* source) {
 static relu_ops_status check_pinned(const char* shown, const char* what, const Digest* found,
                                     const char* digest) {
   if (!digest || strcasecmp(found->hex, digest) == 0) return RELU_OPS_OK;
-  return relu_ops_fail(RELU_OPS_BUNDLE, "%s: %shas the digest %s; it must have %s", shown, what, found->hex,
-                       digest);
+  relu_ops_fail(RELU_OPS_BUNDLE, "%s: %shas the digest %s; it must have %s", shown, what, found->hex, digest);
+  return relu_ops_advise(RELU_OPS_BUNDLE,
+                         "take the one that was meant or, if it was built anew on purpose, its new digest");
 }
 
 /* Read all files, and check that they are those that SHA256SUMS lists. */

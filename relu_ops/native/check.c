@@ -247,14 +247,19 @@ static relu_ops_status check_declared(const relu_ops_operator* op, const DLTenso
   int64_t dim = x->ndim == spec->rank ? spec->dims[wrong_dimension(op, inputs, k)] : FREE;
   int64_t wanted = wanted_extent(op, inputs, dim, &source);
   if (!source)
-    return relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s.shape must be %s (not %s)", op->name, spec->name,
-                         declared.text, given.text);
-  return relu_ops_fail(RELU_OPS_ARGUMENT,
-                       "%s: %s.shape must be %s with %s = %" PRId64 ", as %s has it (not %s)", op->name,
-                       spec->name, declared.text, op->symbols[SYMBOL_OF(dim)], wanted, source, given.text);
+    relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s.shape must be %s (not %s)", op->name, spec->name, declared.text,
+                  given.text);
+  else
+    relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s.shape must be %s with %s = %" PRId64 ", as %s has it (not %s)",
+                  op->name, spec->name, declared.text, op->symbols[SYMBOL_OF(dim)], wanted, source,
+                  given.text);
+  return relu_ops_advise(RELU_OPS_ARGUMENT,
+                         "the model declares this: reshape the array, or declare another and build again");
 }
 
 /* ---- shapes together ----------------------------------------------------------------------------- */
+
+#define ALIGNED "shapes are aligned at their last dimension; there, extents must be equal, or 1"
 
 static relu_ops_status refuse_terms(const relu_ops_operator* op, Terms terms, const DLTensor* inputs,
                                     Broadcast found) {
@@ -271,8 +276,8 @@ static relu_ops_status refuse_terms(const relu_ops_operator* op, Terms terms, co
     relu_ops_append_shape(&named, is_input ? inputs[term->input].ndim : term->rank,
                           is_input ? inputs[term->input].shape : term->dims);
   }
-  return relu_ops_fail(RELU_OPS_ARGUMENT, "%s: these shapes do not broadcast together: %s", op->name,
-                       named.text);
+  relu_ops_fail(RELU_OPS_ARGUMENT, "%s: these shapes do not broadcast together: %s", op->name, named.text);
+  return relu_ops_advise(RELU_OPS_ARGUMENT, ALIGNED);
 }
 
 static relu_ops_status shape_of(Shape* shape, const relu_ops_operator* op, Terms terms,
@@ -287,9 +292,9 @@ static relu_ops_status check_requirement(const relu_ops_operator* op, const Requ
   relu_ops_status status = shape_of(&terms, op, requirement->terms, inputs);
   if (!status) status = shape_of(&into, op, requirement->into, inputs);
   if (status || fits(terms.rank, terms.extent, AS_IT_IS, &into)) return status;
-  return relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s of shape %s must broadcast into %s", op->name,
-                       requirement->what, shape_text(terms.rank, terms.extent).text,
-                       shape_text(into.rank, into.extent).text);
+  relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s of shape %s must broadcast into %s", op->name, requirement->what,
+                shape_text(terms.rank, terms.extent).text, shape_text(into.rank, into.extent).text);
+  return relu_ops_advise(RELU_OPS_ARGUMENT, ALIGNED);
 }
 
 static relu_ops_status check_input_shapes(const relu_ops_operator* op, const DLTensor* inputs) {

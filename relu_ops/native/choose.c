@@ -79,6 +79,8 @@ relu_ops_status relu_ops_choose(const relu_ops_bundle* bundle, const char* archi
   return status;
 }
 
+#define OTHERS "name one that can run, or none for the best; or build it for that target too"
+
 /* The image of a target that was asked for. */
 static relu_ops_status take(const relu_ops_bundle* bundle, const char* target, const Machine* machine,
                             const Image** image) {
@@ -88,12 +90,13 @@ static relu_ops_status take(const relu_ops_bundle* bundle, const char* target, c
     if (strcmp(relu_ops_image_target(*image), target) != 0) continue;
     if (can_run(*image, machine, &reason)) return RELU_OPS_OK;
     append_images(&images, bundle, machine);
-    return relu_ops_fail(RELU_OPS_TARGET, "%s: %s cannot run on this machine: %s; it has:%s", bundle->shown,
-                         target, reason.text, images.text);
+    relu_ops_fail(RELU_OPS_TARGET, "%s: %s cannot run on this machine: %s; it has:%s", bundle->shown, target,
+                  reason.text, images.text);
+    return relu_ops_advise(RELU_OPS_TARGET, OTHERS);
   }
   append_images(&images, bundle, machine);
-  return relu_ops_fail(RELU_OPS_TARGET, "%s: has no variant for %s; it has:%s", bundle->shown, target,
-                       images.text);
+  relu_ops_fail(RELU_OPS_TARGET, "%s: has no variant for %s; it has:%s", bundle->shown, target, images.text);
+  return relu_ops_advise(RELU_OPS_TARGET, OTHERS);
 }
 
 static void append_operators(Text* text, const relu_ops_bundle* bundle) {

@@ -20,6 +20,8 @@ static relu_ops_status refuse_size(const char* shown, const char* name, size_t s
                        most);
 }
 
+#define WHAT_IT_IS "pass the directory of a bundle, which relu_ops.build or relu-ops build writes"
+
 static relu_ops_status refuse_opening(const Source* source, const char* name, int error) {
   if (error == ENOENT && strcmp(name, SUMS) == 0 && faccessat(source->directory, MANIFEST, F_OK, 0) == 0) {
     relu_ops_fail(RELU_OPS_BUNDLE, "%s: has a %s and no %s: it was made by an older relu_ops",
@@ -27,8 +29,8 @@ static relu_ops_status refuse_opening(const Source* source, const char* name, in
     return relu_ops_advise(RELU_OPS_BUNDLE, "build it again");
   }
   relu_ops_fail(RELU_OPS_BUNDLE, "%s: %s cannot be opened: %s", source->shown, name, strerror(error));
-  if (error != ENOENT || strcmp(name, SUMS) == 0) return RELU_OPS_BUNDLE;
-  return relu_ops_advise(RELU_OPS_BUNDLE, DAMAGED);
+  if (error != ENOENT) return RELU_OPS_BUNDLE;
+  return relu_ops_advise(RELU_OPS_BUNDLE, strcmp(name, SUMS) == 0 ? WHAT_IT_IS : DAMAGED);
 }
 
 /* Read what a descriptor has, at most `size` bytes: as many as it said. */
@@ -125,7 +127,7 @@ relu_ops_status relu_ops_open_directory(const char* path, Source* source) {
                      .refuse_others = refuse_others_in_directory, .directory = directory, .sums = -1};
   if (directory >= 0) return RELU_OPS_OK;
   relu_ops_fail(RELU_OPS_BUNDLE, "%s: no bundle can be read there: %s", path, strerror(errno));
-  if (!names_a_model(path)) return RELU_OPS_BUNDLE;
+  if (!names_a_model(path)) return relu_ops_advise(RELU_OPS_BUNDLE, WHAT_IT_IS);
   return relu_ops_advise(RELU_OPS_BUNDLE,
                          "build a bundle of a model first: relu_ops.build, or relu-ops build");
 }

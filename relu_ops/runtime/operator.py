@@ -110,7 +110,8 @@ def _adapt(op: Operator, inputs: Sequence[Any], out: Any) -> Adapted:
     if len(inputs) != len(op.inputs):
         names = ", ".join(tensor.name for tensor in op.inputs)
         raise ArgumentTypeError(
-            f"{op.name} takes {counted(len(op.inputs), 'input')} ({names}), not {len(inputs)}"
+            f"{op.name} takes {counted(len(op.inputs), 'input')} ({names}), not {len(inputs)}",
+            "pass one array for each, by position, and where to write as out",
         )
     views = [arrays.as_numpy(x, t, op.name) for x, t in zip(inputs, op.inputs, strict=True)]
     shapes = op.output_shapes([view.shape for view in views])
@@ -143,7 +144,9 @@ def _outs(op: Operator, out: Any) -> Sequence[Any]:
         wanted = "an array, or a tuple of one" if count == 1 else f"a tuple of {count} arrays"
         kind = type(out).__name__
         given = f"{kind} of {len(out)}" if isinstance(out, tuple | list) else kind
-        raise ArgumentTypeError(f"{op.name}: out must be {wanted} ({names}), not {given}")
+        raise ArgumentTypeError(
+            f"{op.name}: out must be {wanted} ({names}), not {given}", arrays.OUT_HINT
+        )
     return out
 
 

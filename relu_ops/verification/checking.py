@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from relu_ops import bundle as bundles
 from relu_ops import targets
-from relu_ops.errors import ArgumentError, TargetError, require
+from relu_ops.errors import ArgumentError, ArgumentTypeError, TargetError, require
 from relu_ops.runtime import dispatch
 from relu_ops.runtime.operator import Operator
 from relu_ops.verification import cases
@@ -73,6 +73,9 @@ def verify(
         ModelError, BundleError: The model or bundle is not valid.
     """
     require("onnx", "verify", "relu_ops.verify")
+    for what, value in (("seed", seed), ("case", 0 if case is None else case)):
+        if not isinstance(value, SupportsIndex):
+            raise ArgumentTypeError(f"verify: {what} must be an int (not {type(value).__name__})")
     if seed < 0:
         raise ArgumentError(f"verify: seed must be at least 0 (not {seed})")
     subject = _subject(model, name, target, seed, exhaustive)

@@ -120,27 +120,30 @@ static void addresses(void) {
   drop(op);
 }
 
+#define DECLARED "the model declares this: reshape the array, or declare another and build again"
+#define ALIGNED "shapes are aligned at their last dimension; there, extents must be equal, or 1"
+
 static void declared_shapes(void) {
   relu_ops_operator* op = sum_of(2);
   declare(op, 0, 2, DIMS(-2, 4)); /* (N, 4) */
   declare(op, 1, 2, DIMS(-2, 4));
   DLTensor x[] = {tensor(A, 2, DIMS(3, 4)), tensor(B, 2, DIMS(5, 4))}, y = tensor(Y, 2, DIMS(3, 4));
   REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT,
-               "f: b.shape must be (N, 4) with N = 3, as a has it (not (5, 4))", NULL);
+               "f: b.shape must be (N, 4) with N = 3, as a has it (not (5, 4))", DECLARED);
   x[1] = tensor(B, 2, DIMS(3, 5));
-  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: b.shape must be (N, 4) (not (3, 5))", NULL);
+  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: b.shape must be (N, 4) (not (3, 5))", DECLARED);
   x[1] = tensor(B, 1, DIMS(4));
-  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: b.shape must be (N, 4) (not (4,))", NULL);
+  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: b.shape must be (N, 4) (not (4,))", DECLARED);
   x[1] = tensor(B, 2, DIMS(3, 4));
   CHECK(relu_ops_call(op, x, &y, NULL) == RELU_OPS_OK);
   declare(op, 1, 1, DIMS(-1)); /* any extent */
-  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: b.shape must be (?,) (not (3, 4))", NULL);
+  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: b.shape must be (?,) (not (3, 4))", DECLARED);
   declare(op, 1, 0, NULL);
-  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: b.shape must be () (not (3, 4))", NULL);
+  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: b.shape must be () (not (3, 4))", DECLARED);
   declare(op, 0, 2, DIMS(-2, -2)); /* (N, N): alike arrays, and yet wrong */
   declare(op, 1, -1, NULL);
   REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT,
-               "f: a.shape must be (N, N) with N = 3, as a has it (not (3, 4))", NULL);
+               "f: a.shape must be (N, N) with N = 3, as a has it (not (3, 4))", DECLARED);
   drop(op);
 }
 
@@ -148,11 +151,12 @@ static void shapes_together(void) {
   relu_ops_operator* op = sum_of(2);
   DLTensor x[] = {tensor(A, 1, DIMS(3)), tensor(B, 1, DIMS(4))}, y = tensor(Y, 1, DIMS(4));
   REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: these shapes do not broadcast together: a (3,), b (4,)",
-               NULL);
+               ALIGNED);
   Term* terms = (Term*)op->output_terms[0].terms;
   terms[1] = (Term){PLAIN, -1, 1, DIMS(2)};
   REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT,
-               "f: these shapes do not broadcast together: a (3,), a constant (2,)", NULL);
+               "f: these shapes do not broadcast together: a (3,), a constant (2,)",
+               ALIGNED);
   terms[1] = (Term){.seen = PLAIN, .input = 1};
   x[1] = tensor(B, 1, DIMS(3));
   REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: out for y.shape must be (3,) (not (4,))", NULL);
@@ -181,7 +185,7 @@ static void requirements(void) {
   op->takes_vectors = relu_ops_takes_vectors(op);
   DLTensor x[] = {tensor(A, 1, DIMS(1)), tensor(B, 1, DIMS(2))}, y = tensor(Y, 1, DIMS(2));
   REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: the slope of n of shape (2,) must broadcast into (1,)",
-               NULL);
+               ALIGNED);
   x[0] = tensor(A, 1, DIMS(2));
   CHECK(relu_ops_call(op, x, &y, NULL) == RELU_OPS_OK);
   drop(op);
@@ -300,7 +304,8 @@ static void output_shapes(void) {
   CHECK(relu_ops_output_shapes(op, x, &rank, shape) == RELU_OPS_OK && rank == 2 && shape[0][0] == 0);
   x[0] = tensor(NULL, 1, DIMS(3));
   REFUSED(relu_ops_output_shapes(op, x, &rank, shape), RELU_OPS_ARGUMENT,
-          "f: these shapes do not broadcast together: a (3,), b (4,)", NULL);
+          "f: these shapes do not broadcast together: a (3,), b (4,)",
+               ALIGNED);
   x[0] = tensor(NULL, 2, DIMS(INT64_C(1) << 40, 1)), x[1] = tensor(NULL, 1, DIMS(INT64_C(1) << 40));
   REFUSED(relu_ops_output_shapes(op, x, &rank, shape), RELU_OPS_ARGUMENT,
           "the output y of shape (1099511627776, 1099511627776) is larger than any memory", NULL);
