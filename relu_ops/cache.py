@@ -2,7 +2,7 @@
 
 Lies in the user's cache directory, or where RELU_OPS_CACHE says. Safe under concurrent processes:
 one compiles while the others wait, and a bundle appears whole or not at all. A cache that cannot
-be used is never in the way of a result, and says so once a process, by the logger "relu_ops".
+be used is never in the way of a result, and warns of it once a process.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import contextlib
 import os
 import re
 import stat
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from relu_ops import bundle as bundles
+from relu_ops import log
 from relu_ops.bundle import Bundle
 from relu_ops.errors import (
     ArgumentError,
@@ -107,10 +110,13 @@ def fetch(key: str, make: Make) -> Bundle:
         folder = usable_directory()
         path = folder / key
         if (found := _read(path)) is not None:
+            log.say("DEBUG", "compile cache: %s is there", path)
             return found
         with _locked(folder / f"{key}.lock"):
             if (found := _read(path)) is not None:
+                log.say("DEBUG", "compile cache: %s was made meanwhile", path)
                 return found
+            log.say("INFO", "compile cache: %s is missing, and is made", path)
             return _store(path, make())
     except CacheError as error:
         _say_once(error)
@@ -123,15 +129,21 @@ _said: set[str] = set()
 
 
 def _say_once(error: ReluOpsError | OSError) -> None:
-    """Warn that every process compiles anew: nobody would know why it takes so long.
+    """Warn that every process compiles anew: nobody would know why it takes so long."""
+    if str(error) in _said:
+        return
+    _said.add(str(error))
+    message = f"nothing is kept in the compile cache: {error}"
+    log.say("WARNING", "%s", message)
+    warnings.warn(message, RuntimeWarning, stacklevel=_frames_inside())
 
-    The logger has no handler: Python then writes warnings to stderr, unless the program logs.
-    """
-    import logging
 
-    if str(error) not in _said:
-        _said.add(str(error))
-        logging.getLogger("relu_ops").warning("nothing is kept in the compile cache: %s", error)
+def _frames_inside() -> int:
+    """How far above its caller the first frame outside of relu_ops lies, for `warnings.warn`."""
+    frame, count = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == log.NAME:
+        frame, count = frame.f_back, count + 1
+    return count
 
 
 def usable_directory() -> Path:

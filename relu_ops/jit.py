@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_ops import cache, targets
+from relu_ops import cache, log, targets
 from relu_ops.compiler.toolchain import producer, source_digest
 from relu_ops.errors import ArgumentError, ArgumentTypeError, require
 from relu_ops.native._python import Standard
@@ -50,6 +50,8 @@ def compile(model: Model, target: str = "native") -> Operator:
 
 def _compiled(identity: bytes, make_model: Any, target: str) -> Operator:
     chosen = targets.resolve(target)
+    if log.hears("DEBUG"):
+        log.say("DEBUG", "compile: target %s: %s", chosen, targets.why(chosen, target))
     key = cache.key_of(identity, chosen.name, {**producer(), "sources": source_digest()})
 
     def make() -> dict[str, bytes]:

@@ -187,3 +187,21 @@ def resolve(name: str | Target, machine: Machine | None = None) -> Target:
     if isinstance(name, Target):
         return name
     return native(machine) if name == "native" else parse(name)
+
+
+def why(chosen: Target, asked: str, machine: Machine | None = None) -> str:
+    """Why a target was chosen, for people.
+
+    >>> v2 = Machine("x86_64", "Atom", frozenset(_V2 + _V3) - {"movbe"})
+    >>> why(parse("x86-64-v2"), "x86-64-v2", v2)
+    'asked for by name'
+    >>> why(parse("x86-64-v2"), "native", v2).partition("; x86-64-v4")[0]
+    'the best for Atom; x86-64-v3: the processor or its operating system lacks movbe'
+    """
+    if asked != "native":
+        return "asked for by name"
+    machine = this_machine() if machine is None else machine
+    better = CPU_TARGETS[CPU_TARGETS.index(chosen.name) + 1 :]
+    absent = "the bundle has none"
+    reasons = (f"{name}: {why_not(TARGETS[name], machine) or absent}" for name in better)
+    return "; ".join([f"the best for {machine.cpu}", *reasons])

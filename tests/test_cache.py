@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -29,6 +30,9 @@ MODEL, IMAGE = "leaky_relu.onnx", "x86-64-v2.image"
 
 KEYS = [f"{k:064x}" for k in range(10)]
 KEY = KEYS[0]
+
+KEPT_NOWHERE = "RuntimeWarning: nothing is kept in the compile cache: "
+"""What follows the line that called, where the cache cannot be used."""
 
 
 @functools.cache
@@ -220,20 +224,24 @@ def test_a_folder_that_others_can_write_is_not_used(
         "RELU_OPS_CACHE"
     )
     make = Maker()
-    for calls in (1, 2):
-        assert_made(cache.fetch(KEY, make))
-        assert make.calls == calls
+    with pytest.warns(RuntimeWarning) as warned:
+        for calls in (1, 2):
+            assert_made(cache.fetch(KEY, make))
+            assert make.calls == calls
     assert os.listdir(folder) == []
+    assert [str(one.message) for one in warned] == said.messages
+    assert warned[0].filename == __file__
     assert said.messages == [f"nothing is kept in the compile cache: {caught.value}"]
 
 
 def test_what_is_said_reaches_a_terminal(folder: Path) -> None:
-    """A program that sets up no logging gets it on stderr, and a silent cache nothing."""
-    code = "import numpy as np, relu_ops; [relu_ops.relu(np.zeros(2, t)) for t in 'fd']"
+    """As a warning, of the line that called; and a cache that works says nothing."""
+    code = "import numpy as np, relu_ops\n[relu_ops.relu(np.zeros(2, t)) for t in 'fd']"
     assert children.run(code).stderr == ""
     folder.chmod(0o775)
     assert children.run(code).stderr == (
-        f"nothing is kept in the compile cache: cache {folder}: can be written by others\n"
+        f"<string>:2: RuntimeWarning: nothing is kept in the compile cache: cache {folder}: can be "
+        "written by others\n"
         f"hint: what they put there would be run: remove {folder}, or name another directory with "
         "RELU_OPS_CACHE\n"
     )
@@ -298,7 +306,10 @@ def test_a_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # What is imported when it is needed: who a test becomes may not read this environment.
-_BEFORE = "import filelock, logging, platformdirs, shutil, tempfile; import relu_ops.manifest\n"
+_BEFORE = """
+import filelock, importlib.util, linecache, platformdirs, shutil, tempfile, tracemalloc
+import relu_ops.manifest
+"""
 
 _AS_A_USER = (
     _BEFORE
@@ -338,7 +349,7 @@ def test_a_folder_without_permissions(folder: Path, mode: str) -> None:
     finally:
         os.chmod(folder, 0o700)
     assert (done.returncode, done.stdout) == (0, "2\n")
-    assert done.stderr.startswith("nothing is kept in the compile cache: ")
+    assert done.stderr.partition(": ")[2].startswith(KEPT_NOWHERE)
     assert done.stderr.count("nothing is kept") == 1
 
 
@@ -351,7 +362,8 @@ def test_a_full_disk(
     monkeypatch.setattr(bundle, "_write_synced", full)
     make = Maker()
     for calls in (1, 2):
-        assert_made(cache.fetch(KEY, make))
+        with pytest.warns(RuntimeWarning) if calls == 1 else contextlib.nullcontext():
+            assert_made(cache.fetch(KEY, make))
         assert make.calls == calls
     assert [p.name for p in folder.iterdir() if p.suffix != ".lock"] == []
     refusal = f"{folder / KEY}: cannot be written: No space left on device"
@@ -411,7 +423,7 @@ def test_a_user_without_an_entry_and_a_home(tmp_path: Path) -> None:
         "hint: set RELU_OPS_CACHE to a directory\n"
     )
     assert (done.returncode, done.stdout) == (0, refusal)
-    assert done.stderr == f"nothing is kept in the compile cache: {refusal}"
+    assert done.stderr.partition(": ")[2] == f"{KEPT_NOWHERE}{refusal}"
 
 
 def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -773,7 +785,8 @@ def test_files_that_may_not_grow(folder: Path, tmp_path: Path) -> None:
     done = children.run(_LIMITED, str(tmp_path / "held.bundle"), KEY)
     assert (done.returncode, done.stdout) == (0, "stored at last\n")
     refusal = f"{folder / KEY}: cannot be written: File too large"
-    assert set(done.stderr.splitlines()) == {f"nothing is kept in the compile cache: {refusal}"}
+    told = {line.partition(": ")[2] for line in done.stderr.splitlines()}
+    assert told == {f"{KEPT_NOWHERE}{refusal}"}
 
 
 _SMALL_DISK = """
@@ -822,8 +835,8 @@ def test_a_disk_of_every_size_full_or_read_only(tmp_path: Path) -> None:
     environment = {cache.DIRECTORY_VARIABLE: str(disk)}
     done = children.run(_SMALL_DISK, *arguments, before=alone, **environment)
     assert (done.returncode, done.stdout) == (0, "True True\n")
-    told = {line.partition(f"{disk}")[0] for line in done.stderr.splitlines()}
+    told = {line.partition(": ")[2].partition(f"{disk}")[0] for line in done.stderr.splitlines()}
     assert told == {
-        "nothing is kept in the compile cache: ",
-        "nothing is kept in the compile cache: cache ",
+        KEPT_NOWHERE,
+        f"{KEPT_NOWHERE}cache ",
     }

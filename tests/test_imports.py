@@ -48,6 +48,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "semantics": set(),
+    "log": set(),
     "ir": set(),
     "targets": {"errors", "native"},
     "reference": {"ir", "semantics"},
@@ -60,8 +61,8 @@ LAYERS: dict[str, set[str]] = {
     "runtime.memory": set(),
     "runtime.arrays": {"errors", "native", "semantics"},
     "runtime.operator": {"bundle", "errors", "native", "semantics"},
-    "runtime.dispatch": {"bundle", "errors", "targets"},
-    "cache": {"bundle", "errors", "manifest"},
+    "runtime.dispatch": {"bundle", "errors", "log", "targets"},
+    "cache": {"bundle", "errors", "log", "manifest"},
     "compiler.frontend.limits": {"errors", "native"},
     "compiler.frontend.scope": {"errors", "semantics"},
     "compiler.frontend.shapes": {"ir"},

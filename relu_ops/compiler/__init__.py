@@ -9,12 +9,13 @@ that runs a bundle comes here.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from relu_ops import bundle as bundles
-from relu_ops import ir
+from relu_ops import ir, log
 from relu_ops import targets as known_targets
 from relu_ops.compiler.toolchain import producer
 from relu_ops.errors import ArgumentError, ArgumentTypeError, BuildError, ReluOpsError, require
@@ -62,6 +63,7 @@ def build(
 
 def make(model: Model | Mapping[str, Model], targets: Sequence[str] | str) -> dict[str, bytes]:
     """Compile one or several models: all files of the bundle, unwritten. See `build`."""
+    start = time.perf_counter()
     for package in ("onnx", "tvm", "elftools"):
         require(package, "compile", "compiling an operator")
     chosen = _resolved(targets)
@@ -76,7 +78,15 @@ def make(model: Model | Mapping[str, Model], targets: Sequence[str] | str) -> di
     for target in chosen:
         contents[manifests.image_file(target.name)] = image.build(graphs, target)
     names = [name for name, _ in graphs]
-    return bundles.pack(_manifest(names, files, chosen), contents)
+    made = bundles.pack(_manifest(names, files, chosen), contents)
+    log.say(
+        "INFO",
+        "compiled %s for %s in %.0f ms",
+        ", ".join(names),
+        ", ".join(map(str, chosen)),
+        1e3 * (time.perf_counter() - start),
+    )
+    return made
 
 
 def _operators(models: Model | Mapping[str, Model]) -> list[Operator]:

@@ -59,8 +59,8 @@ def as_numpy(x: Any, spec: Tensor, operator: str) -> np.ndarray:
             what the result would not: a mask, nulls, a unit, a gradient.
     """
     what = f"{operator}: {spec.name}"
-    if isinstance(x, np.ndarray | np.generic):
     carried.check(x, what)
+    if isinstance(x, np.ndarray | np.generic):
         array = np.asarray(x)
     elif is_torch(x):
         array = _from_torch(x, what)
@@ -157,6 +157,7 @@ def made_array(x: Any, what: str) -> np.ndarray:
 
     Raises:
         ArgumentTypeError: It does not become one.
+        ArgumentError: What it becomes carries what the result would not.
     """
     try:
         found = np.asanyarray(x)
@@ -164,11 +165,12 @@ def made_array(x: Any, what: str) -> np.ndarray:
         raise ArgumentTypeError(
             f"{what} cannot be made an array: {str(error).partition(chr(10))[0]}"
         ) from error
+    carried.check(found, what)  # a variable of a file becomes a masked array
+    return np.asarray(found)
 
 
 def _from_python(x: Any, spec: Tensor, what: str) -> np.ndarray:
     """Convert numbers and (nested) sequences, weakly typed as NumPy treats Python scalars."""
-        ArgumentError: What it becomes carries what the result would not.
     try:
         found = np.asarray(x)
     except (ValueError, TypeError, OverflowError) as error:
@@ -176,8 +178,6 @@ def _from_python(x: Any, spec: Tensor, what: str) -> np.ndarray:
     target = DTYPES[spec.dtype]
     source = dtype_name(found.dtype)
     if source is None:
-    carried.check(found, what)  # a variable of a file becomes a masked array
-    return np.asarray(found)
         raise ArgumentTypeError(f"{what} must be an array of {spec.dtype} (not {type(x).__name__})")
     kind = DTYPES[source].kind
     weak = {"int": "uint"}.get(kind, kind)  # a Python int has no sign of its own
@@ -239,6 +239,11 @@ def check_out(out: Any, spec: Tensor, shape: tuple[int, ...], operator: str) -> 
         _check_writable(out, what)
         array = _from_torch(out, what)
     elif isinstance(out, np.ndarray):
+        try:
+            carried.check(out, what)
+        except ArgumentError as error:
+            hint = "pass a plain array (of a masked one, its data), or leave out away"
+            raise ArgumentError(error.message, hint) from None
         array = np.asarray(out)
     else:
         raise ArgumentTypeError(
@@ -272,11 +277,6 @@ def _check_writable(out: Any, what: str) -> None:
 
 
 def repeats_elements(shape: Sequence[int], strides: Sequence[int]) -> bool:
-        try:
-            carried.check(out, what)
-        except ArgumentError as error:
-            hint = "pass a plain array (of a masked one, its data), or leave out away"
-            raise ArgumentError(error.message, hint) from None
     """True where an array has several elements in one place: a dimension that does not move.
 
     >>> repeats_elements((4, 3), (0, 4)), repeats_elements((1, 3), (0, 4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from relu_ops import bundle as bundles
+from relu_ops import log
 from relu_ops.bundle import Bundle
 from relu_ops.errors import ArgumentError, DeviceError
 from relu_ops.runtime import threads
@@ -41,7 +42,19 @@ def load(
     """
     if device != "cpu":
         _refuse_device(device)
-    return operator_of(bundles.read(path, digest), name=name, target=target)
+    operator = operator_of(bundles.read(path, digest), name=name, target=target)
+    if log.hears("DEBUG"):
+        _say_target(operator, target)
+    return operator
+
+
+def _say_target(operator: Operator, asked: str | None) -> None:
+    """Log which image of a bundle was taken, and why."""
+    from relu_ops import targets
+
+    why = targets.why(targets.parse(operator.target), asked or "native")
+    said = (operator.name, operator.bundle.path, operator.target, why)
+    log.say("DEBUG", "load: %s of %s: target %s: %s", *said)
 
 
 def _refuse_device(device: str) -> None:
