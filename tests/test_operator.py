@@ -232,10 +232,13 @@ def test_outputs_need_not_broadcast_together() -> None:
             assert_same(z, -c)
 
 
+DECLARED = "\nhint: the model declares this: reshape the array, or declare another and build again"
+
+
 def test_symbols_are_shared_between_inputs(add: Operator) -> None:
     refused(
         ArgumentError,
-        "add: b.shape must be (N,) with N = 3, as a has it (not (1,))",
+        f"add: b.shape must be (N,) with N = 3, as a has it (not (1,)){DECLARED}",
         lambda: add(np.ones(3, np.float32), np.ones(1, np.float32)),
     )
     assert add([1, 2], [3, 4]).tolist() == [4, 6]
@@ -276,24 +279,33 @@ def test_numpy_scalars_of_every_dtype() -> None:
         assert_same(op([5, -5]), np.array([5, 0], DTYPES[name].numpy))
 
 
+HOLDS = "\nhint: int8 holds -128 to 127"
+NUMBERS = "\nhint: pass an array, a number, or a sequence of numbers"
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        (300, ArgumentError, "relu: x: Python integer 300 out of bounds for int8"),
-        ([-129], ArgumentError, "relu: x: Python integer -129 out of bounds for int8"),
+        (300, ArgumentError, f"relu: x: Python integer 300 out of bounds for int8{HOLDS}"),
+        ([-129], ArgumentError, f"relu: x: Python integer -129 out of bounds for int8{HOLDS}"),
         (
             [1.5],
             ArgumentTypeError,
-            "relu: x must be int8; it holds numbers of kind float, which it cannot keep",
+            "relu: x must be int8; it holds numbers of kind float, which it cannot keep\n"
+            "hint: convert it on purpose, for example with numpy.array(x, 'int8')",
         ),
-        (None, ArgumentTypeError, "relu: x must be an array of int8 (not NoneType)"),
-        ("12", ArgumentTypeError, "relu: x must be an array of int8 (not str)"),
-        (b"12", ArgumentTypeError, "relu: x must be an array of int8 (not bytes)"),
-        (1j, ArgumentTypeError, "relu: x must be an array of int8 (not complex)"),
-        ({1}, ArgumentTypeError, "relu: x must be an array of int8 (not set)"),
-        ({}, ArgumentTypeError, "relu: x must be an array of int8 (not dict)"),
-        ([2**70], ArgumentTypeError, "relu: x must be an array of int8 (not list)"),
-        (object(), ArgumentTypeError, "relu: x must be an array of int8 (not object)"),
+        (None, ArgumentTypeError, f"relu: x must be an array of int8 (not NoneType){NUMBERS}"),
+        ("12", ArgumentTypeError, f"relu: x must be an array of int8 (not str){NUMBERS}"),
+        (b"12", ArgumentTypeError, f"relu: x must be an array of int8 (not bytes){NUMBERS}"),
+        (1j, ArgumentTypeError, f"relu: x must be an array of int8 (not complex){NUMBERS}"),
+        ({1}, ArgumentTypeError, f"relu: x must be an array of int8 (not set){NUMBERS}"),
+        ({}, ArgumentTypeError, f"relu: x must be an array of int8 (not dict){NUMBERS}"),
+        (
+            [2**70],
+            ArgumentTypeError,
+            f"relu: x must be an array of int8 (not list of int beyond 64 bits){NUMBERS}",
+        ),
+        (object(), ArgumentTypeError, f"relu: x must be an array of int8 (not object){NUMBERS}"),
     ],
     ids=repr,
 )
@@ -620,6 +632,9 @@ def test_an_array_on_another_device_is_refused(relu: Operator) -> None:
 
 
 ONES = np.ones(2, np.float32)
+OUT = "\nhint: pass an array of the output's dtype and shape, or leave out away"
+EACH = "\nhint: pass one array for each, by position, and where to write as out"
+ALIGNED = "\nhint: shapes are aligned at their last dimension; there, extents must be equal, or 1"
 APART = "\nhint: pass arrays that lie apart"
 CONVERT = "\nhint: convert it first, for example with x.astype('float32')"
 
@@ -627,8 +642,8 @@ CONVERT = "\nhint: convert it first, for example with x.astype('float32')"
 @pytest.mark.parametrize(
     ("arguments", "out", "kind", "message"),
     [
-        ([], None, ArgumentTypeError, "relu takes 1 input (x), not 0"),
-        ([ONES, ONES], None, ArgumentTypeError, "relu takes 1 input (x), not 2"),
+        ([], None, ArgumentTypeError, f"relu takes 1 input (x), not 0{EACH}"),
+        ([ONES, ONES], None, ArgumentTypeError, f"relu takes 1 input (x), not 2{EACH}"),
         (
             [np.ones(2)],
             None,
@@ -657,37 +672,37 @@ CONVERT = "\nhint: convert it first, for example with x.astype('float32')"
             [ONES],
             np.empty(3, np.float32),
             ArgumentError,
-            "relu: out for y.shape must be (2,) (not (3,))",
+            f"relu: out for y.shape must be (2,) (not (3,)){OUT}",
         ),
         (
             [ONES],
             np.empty((2, 1), np.float32),
             ArgumentError,
-            "relu: out for y.shape must be (2,) (not (2, 1))",
+            f"relu: out for y.shape must be (2,) (not (2, 1)){OUT}",
         ),
         (
             [ONES],
             np.empty(2),
             ArgumentTypeError,
-            "relu: out for y.dtype must be float32 (not float64)",
+            f"relu: out for y.dtype must be float32 (not float64){OUT}",
         ),
         (
             [ONES],
             np.empty(2, ">f4"),
             ArgumentTypeError,
-            "relu: out for y.dtype must be float32 (not float32 of foreign byte order)",
+            f"relu: out for y.dtype must be float32 (not float32 of foreign byte order){OUT}",
         ),
         (
             [ONES],
             5,
             ArgumentTypeError,
-            "relu: out for y must be a NumPy array or a torch tensor (not int)",
+            f"relu: out for y must be a NumPy array or a torch tensor (not int){OUT}",
         ),
         (
             [ONES],
             [1.0, 2.0],
             ArgumentTypeError,
-            "relu: out must be an array, or a tuple of one (y), not list of 2",
+            f"relu: out must be an array, or a tuple of one (y), not list of 2{OUT}",
         ),
     ],
 )
@@ -710,14 +725,14 @@ def test_wrong_shapes() -> None:
     ]
     for position, array, message in wrong:
         arguments = [*good[:position], array, *good[position + 1 :]]
-        refused(ArgumentError, message, lambda given=arguments: op(*given))
+        refused(ArgumentError, message + DECLARED, lambda given=arguments: op(*given))
 
 
 def test_shapes_that_do_not_broadcast() -> None:
     op = fresh(graphs.maxout(2), NATIVE)
     refused(
         ArgumentError,
-        "maxout: these shapes do not broadcast together: x0 (2,), x1 (3,)",
+        f"maxout: these shapes do not broadcast together: x0 (2,), x1 (3,){ALIGNED}",
         lambda: op(np.ones(2, np.float32), np.ones(3, np.float32)),
     )
 
@@ -727,7 +742,7 @@ def test_shape_that_must_fit_into_another() -> None:
     assert op([-1, 2], [3]).tolist() == [-3, 2]
     refused(
         ArgumentError,
-        "g: node of output ['y']: slope of shape (2,) must broadcast into (1,)",
+        f"g: node of output ['y']: slope of shape (2,) must broadcast into (1,){ALIGNED}",
         lambda: op([-1], [3, 4]),
     )
 
@@ -740,7 +755,7 @@ def test_outs_of_several_outputs(three: Operator) -> None:
         ([ONES] * 4, "list of 4"),
         (5, "int"),
     ):
-        refused(ArgumentTypeError, tuple_needed + given, lambda out=out: three(ONES, out=out))
+        refused(ArgumentTypeError, tuple_needed + given + OUT, lambda out=out: three(ONES, out=out))
     apart = f"three: the outputs must not overlap or interleave in memory{APART}"
     for outs in itertools.permutations([ONES.copy(), ONES, ONES]):
         refused(ArgumentError, apart, lambda outs=outs: three(ONES, out=outs))

@@ -334,7 +334,8 @@ def test_an_out_that_requires_grad(relu: Operator, torch: Any, grad: bool) -> No
         for given in (torch.ones(2), np.ones(2, np.float32)):
             refused(
                 ArgumentError,
-                "relu: out for y requires grad, and cannot be written in place",
+                "relu: out for y requires grad, and cannot be written in place\n"
+                "hint: pass a tensor that requires none, or leave out away",
                 lambda given=given: relu(given, out=x),
             )
 
@@ -455,7 +456,8 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "without elements": (
         lambda torch: torch.ones(2, device="meta"),
         ArgumentError,
-        "relu: x is on the device meta: it has a shape and no elements",
+        "relu: x is on the device meta: it has a shape and no elements\n"
+        "hint: pass a tensor in the CPU's memory",
     ),
     "of 17 dimensions": (
         lambda torch: torch.ones((1,) * 17),
@@ -516,14 +518,21 @@ def test_a_transformed_out(relu: Operator, torch: Any) -> None:
     assert caught.value.message == TRANSFORMED.partition("\n")[0].replace("x", "out for y", 1)
 
 
+OUT = "\nhint: pass an array of the output's dtype and shape, or leave out away"
+
+
 def test_wrong_outs(relu: Operator, torch: Any) -> None:
     x = torch.ones(4, 3)
     for out, kind, message in (
-        (torch.empty(4, 4), ArgumentError, "relu: out for y.shape must be (4, 3) (not (4, 4))"),
+        (
+            torch.empty(4, 4),
+            ArgumentError,
+            "relu: out for y.shape must be (4, 3) (not (4, 4))" + OUT,
+        ),
         (
             torch.empty(4, 3, dtype=torch.float16),
             ArgumentTypeError,
-            "relu: out for y.dtype must be float32 (not float16)",
+            f"relu: out for y.dtype must be float32 (not float16){OUT}",
         ),
         (
             torch.zeros(3).expand(4, 3),
@@ -534,12 +543,13 @@ def test_wrong_outs(relu: Operator, torch: Any) -> None:
         (
             torch.empty(4, 3, device="meta"),
             ArgumentError,
-            "relu: out for y is on the device meta: it has a shape and no elements",
+            "relu: out for y is on the device meta: it has a shape and no elements\n"
+            "hint: pass a tensor in the CPU's memory",
         ),
         (
             "text",
             ArgumentTypeError,
-            "relu: out for y must be a NumPy array or a torch tensor (not str)",
+            f"relu: out for y must be a NumPy array or a torch tensor (not str){OUT}",
         ),
     ):
         refused(kind, message, lambda out=out: relu(x, out=out))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _KIND_ORDER = ("bool", "uint", "int", "float")
 _DLPACK_CPU = 1
 MAXIMUM_ARRAY_RANK = LIMITS["RANK"]
+OUT_HINT = "pass an array of the output's dtype and shape, or leave out away"
 
 
 def is_torch(x: Any) -> bool:
@@ -74,15 +75,22 @@ def as_numpy(x: Any, spec: Tensor, operator: str) -> np.ndarray:
     if dtype_name(native) != spec.dtype:
         raise ArgumentTypeError(
             f"{what}.dtype must be {spec.dtype} (not {array.dtype.name})",
-            f"convert it first, for example with {spec.name}.astype({spec.dtype!r})"
-            if spec.dtype != "bfloat16"
-            else "convert it first, with astype(ml_dtypes.bfloat16)",
+            f"convert it first, {_conversion(x, spec)}",
         )
     if array.ndim > MAXIMUM_ARRAY_RANK:
         raise ArgumentError(
             f"{what} has {array.ndim} dimensions; at most {MAXIMUM_ARRAY_RANK} are supported"
         )
     return array.astype(native, copy=False)
+
+
+def _conversion(x: Any, spec: Tensor) -> str:
+    """How an argument is converted to the dtype of an input."""
+    if is_torch(x):
+        return f"for example with {spec.name}.to(torch.{spec.dtype})"
+    if spec.dtype == "bfloat16":
+        return "with astype(ml_dtypes.bfloat16)"
+    return f"for example with {spec.name}.astype({spec.dtype!r})"
 
 
 def _from_torch(x: Any, what: str) -> np.ndarray:
@@ -124,7 +132,10 @@ def _check_dense(x: Any, what: str) -> None:
             f"{what} must be a dense tensor (not {x.layout})", f"pass {name}.to_dense()"
         )
     if x.device.type == "meta":
-        raise ArgumentError(f"{what} is on the device meta: it has a shape and no elements")
+        raise ArgumentError(
+            f"{what} is on the device meta: it has a shape and no elements",
+            "pass a tensor in the CPU's memory",
+        )
     if x.device.type != "cpu":
         raise ArgumentError(
             f"{what} is on the device {x.device}; this operator runs on the CPU",
@@ -174,21 +185,43 @@ def _from_python(x: Any, spec: Tensor, what: str) -> np.ndarray:
     try:
         found = np.asarray(x)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ArgumentTypeError(f"{what} cannot be made an array: {error}") from error
+        raise ArgumentTypeError(
+            f"{what} cannot be made an array: {error}",
+            "pass an array, a number, or sequences of numbers that are equally long",
+        ) from error
     target = DTYPES[spec.dtype]
     source = dtype_name(found.dtype)
     if source is None:
-        raise ArgumentTypeError(f"{what} must be an array of {spec.dtype} (not {type(x).__name__})")
+        raise ArgumentTypeError(
+            f"{what} must be an array of {spec.dtype} (not {_kind_of(x)})",
+            "pass an array, a number, or a sequence of numbers",
+        )
     kind = DTYPES[source].kind
     weak = {"int": "uint"}.get(kind, kind)  # a Python int has no sign of its own
     if found.size and _KIND_ORDER.index(weak) > _KIND_ORDER.index(target.kind):
         raise ArgumentTypeError(
-            f"{what} must be {spec.dtype}; it holds numbers of kind {kind}, which it cannot keep"
+            f"{what} must be {spec.dtype}; it holds numbers of kind {kind}, which it cannot keep",
+            f"convert it on purpose, for example with numpy.array(x, {spec.dtype!r})",
         )
     try:
         return np.asarray(x if found.size else found, dtype=target.numpy)
     except OverflowError as error:
-        raise ArgumentError(f"{what}: {error}") from error
+        bounds = np.iinfo(target.numpy)
+        raise ArgumentError(
+            f"{what}: {error}", f"{spec.dtype} holds {bounds.min} to {bounds.max}"
+        ) from error
+
+
+def _kind_of(x: Any) -> str:
+    """What is neither a number nor a sequence of numbers; of a sequence, what it holds.
+
+    >>> _kind_of("a"), _kind_of([1, "a"]), _kind_of([2**70])
+    ('str', 'list of str', 'list of int beyond 64 bits')
+    """
+    if not isinstance(x, list | tuple):
+        return "int beyond 64 bits" if isinstance(x, int) else type(x).__name__
+    strange = (_kind_of(one) for one in x if dtype_name(np.asarray(one).dtype) is None)
+    return f"{type(x).__name__} of {next(strange, 'numbers that no dtype holds together')}"
 
 
 def is_view_of(view: np.ndarray, given: Any, spec: Tensor) -> bool:
@@ -247,15 +280,16 @@ def check_out(out: Any, spec: Tensor, shape: tuple[int, ...], operator: str) -> 
         array = np.asarray(out)
     else:
         raise ArgumentTypeError(
-            f"{what} must be a NumPy array or a torch tensor (not {type(out).__name__})"
+            f"{what} must be a NumPy array or a torch tensor (not {type(out).__name__})",
+            OUT_HINT,
         )
     if dtype_name(array.dtype) != spec.dtype:
         order = "" if array.dtype.isnative else " of foreign byte order"
         raise ArgumentTypeError(
-            f"{what}.dtype must be {spec.dtype} (not {array.dtype.name}{order})"
+            f"{what}.dtype must be {spec.dtype} (not {array.dtype.name}{order})", OUT_HINT
         )
     if array.shape != shape:
-        raise ArgumentError(f"{what}.shape must be {shape} (not {array.shape})")
+        raise ArgumentError(f"{what}.shape must be {shape} (not {array.shape})", OUT_HINT)
     if not array.flags.writeable:
         raise ArgumentError(f"{what} is read-only", "pass a writable array, or leave out away")
     if repeats_elements(array.shape, array.strides):
@@ -268,7 +302,10 @@ def check_out(out: Any, spec: Tensor, shape: tuple[int, ...], operator: str) -> 
 
 def _check_writable(out: Any, what: str) -> None:
     if out.requires_grad:
-        raise ArgumentError(f"{what} requires grad, and cannot be written in place")
+        raise ArgumentError(
+            f"{what} requires grad, and cannot be written in place",
+            "pass a tensor that requires none, or leave out away",
+        )
     if out.is_neg() or out.is_conj():  # resolving it would give a copy
         raise ArgumentError(
             f"{what} is a negated view, and cannot be written in place",
