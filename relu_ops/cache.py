@@ -252,7 +252,9 @@ def size_limit() -> int:
     if not text:
         return DEFAULT_SIZE
     if not text.isascii() or not text.isdigit():
-        raise ArgumentError(f"{SIZE_VARIABLE} must be a number of bytes (not {text!r})")
+        raise ArgumentError(
+            f"{SIZE_VARIABLE} must be a number of bytes (not {text!r})", "for example 1073741824"
+        )
     return int(text)
 
 

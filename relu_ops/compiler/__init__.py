@@ -94,14 +94,19 @@ def _operators(models: Model | Mapping[str, Model]) -> list[Operator]:
         proto, graph = _imported(models)
         return [(graph.name, proto, graph)]
     if not models:
-        raise ArgumentError("a bundle must hold at least one operator (the mapping is empty)")
+        raise ArgumentError(
+            "a bundle must hold at least one operator (the mapping is empty)",
+            "map a name to a model",
+        )
     return [_named(name, model) for name, model in models.items()]
 
 
 def _named(name: str, model: Model) -> Operator:
     """An operator that was given a name; what is wrong with its model is said of that name."""
     if not isinstance(name, str):
-        raise ArgumentTypeError(f"an operator's name must be a text (not {type(name).__name__})")
+        raise ArgumentTypeError(
+            f"an operator's name must be a text (not {type(name).__name__})", "map names to models"
+        )
     if not (name.isprintable() and 0 < len(name) <= _LONGEST_NAME):
         raise ArgumentError(
             "an operator's name must be a printable text of 1 to "
@@ -145,7 +150,10 @@ def _resolved(names: Sequence[str] | str) -> list[Target]:
     if isinstance(names, str):
         names = [names]
     if not isinstance(names, Sequence):
-        raise ArgumentTypeError(f"targets must be a list of names (not {type(names).__name__})")
+        raise ArgumentTypeError(
+            f"targets must be a list of names (not {type(names).__name__})",
+            "for example ['native']",
+        )
     chosen = list(dict.fromkeys(known_targets.resolve(name) for name in names))
     if not chosen:
         raise ArgumentError("targets must name at least one target", "for example ['native']")

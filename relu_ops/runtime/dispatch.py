@@ -7,7 +7,7 @@ import os
 from relu_ops import bundle as bundles
 from relu_ops import log
 from relu_ops.bundle import Bundle
-from relu_ops.errors import ArgumentError, DeviceError
+from relu_ops.errors import ArgumentError, ArgumentTypeError, DeviceError
 from relu_ops.runtime import threads
 from relu_ops.runtime.operator import Operator
 
@@ -74,6 +74,11 @@ def operator_of(bundle: Bundle, *, name: str | None = None, target: str | None =
         ArgumentError: As for `load`; or RELU_OPS_NUM_THREADS is no number from 1 to 256.
     """
     threads.heed_tuning()
+    if not isinstance(name, str | None):
+        raise ArgumentTypeError(
+            f"name must be a text or None (not {type(name).__name__})",
+            f"the bundle has {', '.join(bundle.handle.operators)}",
+        )
     if target is not None:
         target = _image_name(target)
     return Operator(bundle.handle, name, target, bundle)
