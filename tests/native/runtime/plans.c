@@ -301,9 +301,11 @@ static void an_operand_that_is_one_number(void) {
                "f: out for y must not overlap b in memory, unless it is the same, element for element",
                "pass arrays that lie apart");
   x[1] = tensor(B, 1, DIMS(8)); /* alike in every way, and no number */
-  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: b.shape must be () (not (8,))", NULL);
+  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: b.shape must be () (not (8,))",
+          "the model declares this: reshape the array, or declare another and build again");
   REFUSED(relu_ops_output_shapes(op, x, &rank, shape), RELU_OPS_ARGUMENT,
-          "f: b.shape must be () (not (8,))", NULL);
+          "f: b.shape must be () (not (8,))",
+          "the model declares this: reshape the array, or declare another and build again");
   drop(op);
 }
 

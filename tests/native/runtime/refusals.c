@@ -318,7 +318,7 @@ static void output_shapes(void) {
   declare(op, 0, 1, DIMS(5));
   x[0] = x[1] = tensor(NULL, 1, DIMS(4));
   REFUSED(relu_ops_output_shapes(op, x, &rank, shape), RELU_OPS_ARGUMENT,
-          "f: a.shape must be (5,) (not (4,))", NULL);
+          "f: a.shape must be (5,) (not (4,))", DECLARED);
   drop(op);
 }
 
