@@ -344,7 +344,9 @@ def test_build_refuses(run: Run, models: Path, tmp_path: Path) -> None:
     )
     code, stdout, err = run("build", models / "broken.onnx", "--output", out)
     assert (code, stdout) == (2, "")
-    assert err.startswith(f"relu-ops: {models / 'broken.onnx'}: is not an ONNX model in binary form: ")
+    broken = models / "broken.onnx"
+    refusal = f"relu-ops: {broken}: is not an ONNX model in binary form: it is text\nhint: "
+    assert err.startswith(refusal)
     assert os.listdir(tmp_path) == []
 
 

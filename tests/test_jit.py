@@ -135,9 +135,9 @@ def test_a_model_and_a_bundle_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         relu_ops.compile(bundle)
     assert str(caught.value) == (
-        f"{bundle}: cannot be read: Is a directory\nhint: a bundle is loaded with relu_ops.load"
+        f"{bundle}: is a bundle, not a model\nhint: a bundle is loaded with relu_ops.load"
     )
-    with pytest.raises(ModelError, match=r"Is a directory$"):
+    with pytest.raises(ModelError, match=r"is a directory, not a model\nhint: pass a file"):
         relu_ops.compile(tmp_path)
     with pytest.raises(BundleError) as refused:
         relu_ops.load(model)
