@@ -185,7 +185,7 @@ def _start(snippet: Snippet, arguments: list[str], cache: Path) -> tuple[float, 
     start = time.clock_gettime(time.CLOCK_MONOTONIC)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
+            [sys.executable, "-P", "-c", code, *arguments],
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_SECONDS,
