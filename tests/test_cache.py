@@ -486,7 +486,10 @@ def test_the_limit(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         monkeypatch.setenv(cache.SIZE_VARIABLE, text)
         with pytest.raises(ArgumentError) as caught:
             cache.size_limit()
-        message = f"RELU_OPS_CACHE_SIZE must be a number of bytes (not {text!r})"
+        message = (
+            f"RELU_OPS_CACHE_SIZE must be a number of bytes (not {text!r})\n"
+            "hint: for example 1073741824"
+        )
         assert str(caught.value) == message
         assert_made(cache.fetch(KEY, Maker()))
 

@@ -412,7 +412,8 @@ def test_run_of_several_outputs(run: Run, bundles: Path, tmp_path: Path) -> None
     assert run("run", bundles / "two", x, "--output", y) == (
         2,
         "",
-        "relu-ops: two has 2 outputs; --output names 1\n",
+        "relu-ops: two has 2 outputs; --output names 1\n"
+        "hint: give --output once for each output, in their order, or not at all\n",
     )
 
 

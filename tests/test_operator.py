@@ -608,7 +608,8 @@ def test_objects_that_speak_dlpack(relu: Operator) -> None:
     )
     refused(
         ArgumentTypeError,
-        "relu: out for y must be a NumPy array or a torch tensor (not Holder)",
+        "relu: out for y must be a NumPy array or a torch tensor (not Holder)\n"
+        "hint: pass an array of the output's dtype and shape, or leave out away",
         lambda: relu(x, out=Holder(x)),
     )
 

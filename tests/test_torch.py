@@ -28,7 +28,7 @@ from relu_ops.errors import ArgumentError, ArgumentTypeError
 from relu_ops.runtime import operator as careful_way
 from relu_ops.runtime.operator import Operator
 
-CONVERT = "\nhint: convert it first, for example with x.astype('float32')"
+CONVERT = "\nhint: convert it first, for example with x.to(torch.float32)"
 
 
 @pytest.fixture(scope="module")
