@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import relu_ops
 from relu_ops import targets
+from relu_ops.runtime import operator as careful_way
+from relu_ops.runtime.operator import Operator
 
 _cache = tempfile.TemporaryDirectory(prefix="relu_ops-tests-")
 os.environ["RELU_OPS_CACHE"] = os.path.join(_cache.name, "cache")
@@ -20,6 +23,20 @@ os.environ["RELU_OPS_TUNING"] = os.path.join(_cache.name, "none")
 
 _path = [str(Path(relu_ops.__file__).parents[1]), str(Path(__file__).parent)]
 os.environ["PYTHONPATH"] = os.pathsep.join([*_path, *filter(None, [os.getenv("PYTHONPATH")])])
+
+
+@pytest.fixture
+def careful(monkeypatch: pytest.MonkeyPatch) -> list[Operator]:
+    """The operator of every call that went the careful way."""
+    calls: list[Operator] = []
+    original = careful_way.careful_call
+
+    def counted(op: Operator, *arguments: Any) -> Any:
+        calls.append(op)
+        return original(op, *arguments)
+
+    monkeypatch.setattr(careful_way, "careful_call", counted)
+    return calls
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -50,20 +50,6 @@ def relu(request: pytest.FixtureRequest) -> Operator:
     return relu_of(request.param)
 
 
-@pytest.fixture
-def careful(monkeypatch: pytest.MonkeyPatch) -> list[Operator]:
-    """The operator of every call that went the careful way."""
-    calls: list[Operator] = []
-    original = careful_way.careful_call
-
-    def counted(op: Operator, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        calls.append(op)
-        return original(op, inputs, keywords)
-
-    monkeypatch.setattr(careful_way, "careful_call", counted)
-    return calls
-
-
 def arrays(relu: Operator) -> list[np.ndarray]:
     name = relu.inputs[0].dtype
     x = np.arange(-60, 60).astype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

@@ -17,7 +17,6 @@ import pytest
 from cases import FLOATS, as_bits, compiled, same_bits
 
 from relu_ops.errors import ArgumentError, ArgumentTypeError
-from relu_ops.runtime import operator as careful_way
 from relu_ops.runtime.operator import Operator
 from relu_ops.semantics import DTYPES
 
@@ -37,20 +36,6 @@ def parsed(text: str, dtype: str) -> Operator:
     text = re.sub(r"\bT\b", _ONNX_NAMES.get(dtype, dtype), text)
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}')
     return compiled(model, "native")
-
-
-@pytest.fixture
-def careful(monkeypatch: pytest.MonkeyPatch) -> list[Operator]:
-    """The operator of every call that went the careful way."""
-    calls: list[Operator] = []
-    original = careful_way.careful_call
-
-    def counted(op: Operator, *arguments: Any) -> Any:
-        calls.append(op)
-        return original(op, *arguments)
-
-    monkeypatch.setattr(careful_way, "careful_call", counted)
-    return calls
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:

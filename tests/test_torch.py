@@ -48,20 +48,6 @@ def maxout() -> Operator:
     return compiled(graphs.maxout(2), "native")
 
 
-@pytest.fixture
-def careful(monkeypatch: pytest.MonkeyPatch) -> list[Operator]:
-    """The operator of every call that went the careful way."""
-    calls: list[Operator] = []
-    original = careful_way.careful_call
-
-    def counted(op: Operator, *arguments: Any) -> Any:
-        calls.append(op)
-        return original(op, *arguments)
-
-    monkeypatch.setattr(careful_way, "careful_call", counted)
-    return calls
-
-
 def refused(kind: type[Exception], message: str, call: Callable[[], Any]) -> None:
     with pytest.raises(kind, match=f"^{re.escape(message)}$") as caught:
         call()

@@ -197,8 +197,9 @@ static struct {
   PyMethodDef* is_neg;
 } torch;
 
-/* What torch.Tensor's attributes are made of, if they are what is expected. To call them directly takes a
- * third less time than by their names (46 and 97 ns in all, Intel Xeon, 2026-11-28). */
+/* What torch.Tensor's attributes are made of, if they are what is expected. To call them directly takes less
+ * time than by their names: op(tensor, out=tensor) of 16 float32 takes 484 and 549 ns (Intel Xeon,
+ * 2026-11-28). */
 static bool meet_attributes(PyObject* tensor) {
   PyObject* grad = PyObject_GetAttrString(tensor, "requires_grad");
   PyObject* negated = PyObject_GetAttrString(tensor, "is_neg");
@@ -277,7 +278,8 @@ static bool adopt_tensor(Arrays* arrays, int k, PyObject* x) {
 }
 
 /* Memory for a tensor, and what DLPack says of it: one block, which torch gives back by `deleter`. torch's
- * own allocator for DLPack takes 0.3 us longer: it makes a tensor first, and another of that. */
+ * own allocator for DLPack makes a tensor first, and another of that: op(tensor) of 16 float32 takes 0.65 us
+ * with this and the attributes above, and took 1.05 with neither (Intel Xeon, 2026-11-28). */
 typedef struct {
   DLManagedTensorVersioned managed;
   int64_t shape[MAX_RANK], strides[MAX_RANK];

@@ -22,6 +22,13 @@ static bool is_few(const DLTensor* tensor) {
   return elements <= FEW_ELEMENTS;
 }
 
+/* Whether every output has few elements, of the tensors of a call. */
+static bool are_few(const OperatorObject* self, const DLTensor* tensors) {
+  for (int k = 0; k < self->output_count; ++k)
+    if (!is_few(&tensors[self->input_count + k])) return false;
+  return true;
+}
+
 /* Take shapes and strides out of the arrays: without the GIL others may reshape those. */
 static void own_shapes(Arrays* arrays, int count) {
   for (int k = 0; k < count; ++k) {
@@ -41,9 +48,7 @@ static relu_ops_status compute(Arrays* arrays, int threads) {
   const DLTensor* outputs = arrays->tensors + self->input_count;
   relu_ops_options options = {.threads = threads};
   const relu_ops_options* given = threads ? &options : NULL;
-  bool few = true;
-  for (int k = 0; k < self->output_count; ++k) few = few && is_few(&outputs[k]);
-  if (few) return relu_ops_call(self->op, arrays->tensors, outputs, given);
+  if (are_few(self, arrays->tensors)) return relu_ops_call(self->op, arrays->tensors, outputs, given);
   own_shapes(arrays, self->input_count + self->output_count);
   relu_ops_status status;
   Py_BEGIN_ALLOW_THREADS
@@ -148,8 +153,7 @@ static PyObject* operator_compute(PyObject* object, PyObject* arguments) {
   if (!PyArg_ParseTuple(arguments, "O|i", &arrays, &options.threads)) return NULL;
   DLTensor* tensors = relu_ops_describe(self, arrays);
   if (!tensors) return NULL;
-  bool few = true;
-  for (int k = 0; k < self->output_count; ++k) few = few && is_few(&tensors[self->input_count + k]);
+  bool few = are_few(self, tensors);
   PyThreadState* thread = few ? NULL : PyEval_SaveThread();
   relu_ops_status status = relu_ops_call(self->op, tensors, tensors + self->input_count, &options);
   if (thread) PyEval_RestoreThread(thread);
@@ -250,8 +254,7 @@ static PyObject* operator_bound(PyObject* object, PyObject* arguments) {
   relu_ops_bound* bound = NULL;
   relu_ops_status status =
       relu_ops_bind(self->op, tensors, tensors + self->input_count, &options, &bound);
-  bool few = true;
-  for (int k = 0; k < self->output_count; ++k) few = few && is_few(&tensors[self->input_count + k]);
+  bool few = are_few(self, tensors);
   PyMem_Free(tensors);
   if (status) return relu_ops_raise(status);
   BoundObject* call = (BoundObject*)relu_ops_known.bound_type->tp_alloc(relu_ops_known.bound_type, 0);
