@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_ops import reference
+from relu_ops.contract import reference
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ArgumentError, choice
-from relu_ops.semantics import DTYPES
 from relu_ops.verification import special_values
 
 if TYPE_CHECKING:
-    from relu_ops import ir
+    from relu_ops.contract import ir
 
 ALIGNMENT = 64
 """Every array begins at a cache line: no peer is slowed down by where an array happens to lie."""

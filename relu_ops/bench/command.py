@@ -84,7 +84,7 @@ def _subjects(options: argparse.Namespace) -> _Subjects:
 
 def _of_path(path: Path) -> _Subjects:
     """The case of a model file or those of a bundle, which has operators; a model gets one."""
-    from relu_ops import bundle as bundles
+    from relu_ops.bundle import store as bundles
     from relu_ops.compiler import frontend
     from relu_ops.runtime import dispatch
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import tvm
 
-from relu_ops import ir
+from relu_ops.contract import ir
 from relu_ops.compiler import schedule_x86
 from relu_ops.compiler.layout import LINE
 from relu_ops.compiler.schedule_x86 import Kernel

@@ -15,7 +15,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from relu_ops import ir
+from relu_ops.contract import ir
 from relu_ops.compiler import nvrtc, schedule_cuda
 from relu_ops.compiler.codegen import LOCK
 from relu_ops.compiler.schedule import leaves_of

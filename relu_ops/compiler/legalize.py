@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from relu_ops import ir
+from relu_ops.contract import ir
 from relu_ops.compiler import lookup
-from relu_ops.semantics import DTYPES, Dtype
+from relu_ops.contract.semantics import DTYPES, Dtype
 
 Expr = Any
 """A TIR expression."""

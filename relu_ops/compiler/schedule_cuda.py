@@ -25,11 +25,11 @@ from typing import Any
 from tvm import ir as tvm_ir
 from tvm import tirx
 
-from relu_ops import ir
+from relu_ops.contract import ir
 from relu_ops.compiler import legalize
 from relu_ops.compiler.legalize import CudaEmitter, Operand
 from relu_ops.compiler.schedule import REPEATED, STRIDED, leaves_of, pattern_sets
-from relu_ops.semantics import DTYPES
+from relu_ops.contract.semantics import DTYPES
 
 THREADS = 256
 """Threads of a block: eight blocks fill a multiprocessor of 2048 threads."""

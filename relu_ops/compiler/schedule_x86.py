@@ -21,11 +21,11 @@ import numpy as np
 from tvm import ir as tvm_ir
 from tvm import tirx
 
-from relu_ops import ir
+from relu_ops.contract import ir
 from relu_ops.compiler import legalize, lookup
 from relu_ops.compiler.legalize import Emitter, Operand
 from relu_ops.compiler.schedule import REPEATED, STRIDED, leaves_of, pattern_sets
-from relu_ops.semantics import DTYPES
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.targets import Target
 
 _SMALLEST_STREAM = 16

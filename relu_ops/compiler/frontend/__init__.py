@@ -12,7 +12,7 @@ operator means) and `shapes` (whether the declared shapes can work).
 
 from __future__ import annotations
 
-from relu_ops import ir
+from relu_ops.contract import ir
 from relu_ops.compiler.frontend.check import check_model
 from relu_ops.compiler.frontend.importer import Importer
 from relu_ops.compiler.frontend.operators import HANDLERS

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_ops import bundle as bundles
-from relu_ops import manifest as manifests
+from relu_ops.bundle import store as bundles
+from relu_ops.bundle import manifest as manifests
 from relu_ops import targets
-from relu_ops.bundle import Bundle
+from relu_ops.bundle.store import Bundle
 from relu_ops.compiler.disassembly import disassembly
 from relu_ops.errors import (
     ArgumentError,
@@ -25,7 +25,7 @@ from relu_ops.errors import (
     UnsupportedError,
     require,
 )
-from relu_ops.manifest import Manifest, printable
+from relu_ops.bundle.manifest import Manifest, printable
 from relu_ops.targets import Target
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ and CUDA C++."""
 _SHOWN_VALUES = 8
 """A tensor with more values than this is shown by its dtype and shape alone."""
 
-_PURPOSE = "relu_ops.inspect"
+_PURPOSE = "relu_ops.report.inspect"
 
 
 def describe(path_or_model: Model | Bundle) -> dict[str, Any]:
