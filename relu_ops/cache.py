@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from relu_ops.bundle import store as bundles
 from relu_ops import log
+from relu_ops.bundle import store as bundles
 from relu_ops.bundle.store import Bundle
 from relu_ops.errors import (
     ArgumentError,

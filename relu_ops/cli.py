@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_ops._version import __version__
-from relu_ops.errors import ArgumentError, ReluOpsError, counted
 from relu_ops.contract.semantics import DTYPES
+from relu_ops.errors import ArgumentError, ReluOpsError, counted
 
 if TYPE_CHECKING:
     from relu_ops.runtime.operator import Operator

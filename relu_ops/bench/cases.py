@@ -1,6 +1,6 @@
 """The benchmark's cases: each graph, the dtypes and the data that it is timed on.
 
-One table. What each peer does for a case is the row of the same graph in `idioms`; shapes follow
+One table. What each peer does for a case is the row of the same graph in `peers`; shapes follow
 from what the graph declares and from a number of elements, by one rule.
 """
 
@@ -39,7 +39,7 @@ class Case:
 
     Attributes:
         name: The name in records and on the command line.
-        graph: The key of `idioms`; "" for a model that none fits.
+        graph: The key of the idioms of `peers`; "" for a model that none fits.
         formula: What it computes, for people.
         dtypes: In which dtypes the committed record has it.
         make: Makes the model for a dtype.

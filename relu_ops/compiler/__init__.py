@@ -1,6 +1,6 @@
 """The compiler: ONNX models in, a bundle out.
 
-Five steps, one module each: frontend (ONNX to graph), legalize (graph to exact expressions),
+Five steps, one module each: frontend (ONNX to graph), rules (graph to exact expressions),
 schedule (expressions to loops), codegen (loops to objects), image (objects to an image of one
 target); and the bundle that holds it all. Imports onnx and TVM, when something is compiled; nothing
 that runs a bundle comes here.
@@ -14,18 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from relu_ops.bundle import store as bundles
-from relu_ops.contract import ir
 from relu_ops import log
 from relu_ops import targets as known_targets
+from relu_ops.bundle import store as bundles
 from relu_ops.compiler.toolchain import producer
-from relu_ops.errors import ArgumentError, ArgumentTypeError, BuildError, ReluOpsError, require
+from relu_ops.contract import ir
 from relu_ops.contract.semantics import SEMANTICS_VERSION
+from relu_ops.errors import ArgumentError, ArgumentTypeError, BuildError, ReluOpsError, require
 from relu_ops.targets import Target
 
 if TYPE_CHECKING:
-    from relu_ops.compiler.frontend import Model
     from relu_ops.bundle.manifest import Manifest
+    from relu_ops.compiler.frontend import Model
 
 __all__ = ["build", "make"]
 

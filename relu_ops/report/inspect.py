@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_ops.bundle import store as bundles
-from relu_ops.bundle import manifest as manifests
 from relu_ops import targets
+from relu_ops.bundle import manifest as manifests
+from relu_ops.bundle import store as bundles
+from relu_ops.bundle.manifest import Manifest, printable
 from relu_ops.bundle.store import Bundle
 from relu_ops.compiler.disassembly import disassembly
 from relu_ops.errors import (
@@ -25,7 +26,6 @@ from relu_ops.errors import (
     UnsupportedError,
     require,
 )
-from relu_ops.bundle.manifest import Manifest, printable
 from relu_ops.targets import Target
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def source(
         return disassembly(held.image(chosen.name), operator)
     for package in ("onnx", "tvm"):
         require(package, "compile", f"{_PURPOSE}.source")
-    from relu_ops.compiler import codegen, codegen_cuda, frontend, image
+    from relu_ops.compiler import codegen, frontend, image
+    from relu_ops.compiler.cuda import codegen as codegen_cuda
 
     graph = frontend.import_model(held.model(operator) if held and operator else path_or_model)
     if kind == "assembly":

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ArgumentError, ArgumentTypeError, ReluOpsError, require
 from relu_ops.runtime.operator import Operator
-from relu_ops.contract.semantics import DTYPES
 
 if TYPE_CHECKING:
     import onnx

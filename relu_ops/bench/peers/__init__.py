@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from relu_ops.bench.peers.problem import NOT_INSTALLED, UNSUPPORTED, Prepared, Problem, Skipped
 from relu_ops.errors import ReluOpsError, choice
 
+
 @dataclass(frozen=True)
 class Peer:
     """One row of the table.
@@ -56,16 +57,16 @@ PEERS: dict[str, Peer] = {
         Peer("relu_ops", "relu_ops, bound", _OWN, _OWN, "own:bound", "cpu", True),
         Peer("relu_ops_out", "relu_ops, out=y", _OWN, _OWN, "own:out", "cpu", True),
         Peer("relu_ops_new", "relu_ops, y = op(x)", _OWN, _OWN, "own:new", "cpu", True),
-        Peer("numpy", "NumPy", "numpy", "numpy", "numpy:numpy"),
-        Peer("onnxruntime", "onnxruntime, bound", _ORT, _ORT, "onnxruntime:onnxruntime_bound"),
-        Peer("onnxruntime_run", "onnxruntime, run", _ORT, _ORT, "onnxruntime:onnxruntime_run"),
-        Peer("tvm", "TVM, stock", "apache-tvm", "tvm", "tvm:tvm", "cpu", True),
+        Peer("numpy", "NumPy", "numpy", "numpy", "numpy:prepare"),
+        Peer("onnxruntime", "onnxruntime, bound", _ORT, _ORT, "onnxruntime:bound"),
+        Peer("onnxruntime_run", "onnxruntime, run", _ORT, _ORT, "onnxruntime:run"),
+        Peer("tvm", "TVM, stock", "apache-tvm", "tvm", "tvm:prepare", "cpu", True),
         Peer("torch", "torch", _T, _T, "torch:eager"),
         Peer("torch_compile", "torch.compile", _T, _T, "torch:compiled"),
-        Peer("numba", "numba", "numba", "numba", "numba:numba"),
-        Peer("openvino", "OpenVINO", "openvino", "openvino", "openvino:openvino"),
-        Peer("jax", "JAX", "jax", "jax", "jax:jax"),
-        Peer("litert", "LiteRT", "ai-edge-litert", "ai_edge_litert", "litert:litert"),
+        Peer("numba", "numba", "numba", "numba", "numba:prepare"),
+        Peer("openvino", "OpenVINO", "openvino", "openvino", "openvino:prepare"),
+        Peer("jax", "JAX", "jax", "jax", "jax:prepare"),
+        Peer("litert", "LiteRT", "ai-edge-litert", "ai_edge_litert", "litert:prepare"),
         Peer("relu_ops_cuda", "relu_ops, bound", _OWN, _OWN, "cuda:bound", "cuda", True),
         Peer("torch_cuda", "torch", _T, _T, "cuda:torch_eager", "cuda"),
         Peer("torch_cuda_compile", "torch.compile", _T, _T, "cuda:torch_compiled", "cuda"),

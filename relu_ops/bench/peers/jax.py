@@ -10,6 +10,7 @@ import numpy as np
 
 from relu_ops.bench.peers.problem import Prepared, Problem, idiom
 
+
 def _leaky(jnp: Any, alpha: float, x: Any) -> Any:
     return jnp.where(x < 0, x.dtype.type(alpha) * x, x)
 
@@ -34,18 +35,18 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def jax(problem: Problem) -> Prepared:
+def prepare(problem: Problem) -> Prepared:
     """jax.jit. XLA makes its outputs anew at every call."""
     # XLA reads the number of its threads once, when the first array is made.
     for name in ("NPROC", "PJRT_NPROC"):
         os.environ.setdefault(name, str(problem.threads))
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    import jax as jax_module
+    import jax
 
-    jax_module.config.update("jax_enable_x64", True)
+    jax.config.update("jax_enable_x64", True)
     expression, alpha = idiom(EXPRESSIONS, problem), problem.case.alpha
-    compiled = jax_module.jit(lambda *inputs: expression(jax_module.numpy, alpha, *inputs))
-    inputs = [jax_module.device_put(x) for x in problem.inputs]
+    compiled = jax.jit(lambda *inputs: expression(jax.numpy, alpha, *inputs))
+    inputs = [jax.device_put(x) for x in problem.inputs]
     ready = compiled.lower(*inputs).compile()
     return Prepared(
         lambda: ready(*inputs).block_until_ready(),

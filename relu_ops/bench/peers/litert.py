@@ -49,7 +49,7 @@ _OPTIONS = {
 _TYPES = {"float32": "FLOAT32", "int8": "INT8", "bool": "BOOL"}
 
 
-def litert(problem: Problem) -> Prepared | Skipped:
+def prepare(problem: Problem) -> Prepared | Skipped:
     """The interpreter with its default delegate; it computes into memory of its own."""
     from ai_edge_litert.interpreter import Interpreter
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from relu_ops.bench.peers.problem import UNSUPPORTED, Prepared, Problem, Skipped, idiom, quantized_table
+from relu_ops.bench.peers.problem import (
+    UNSUPPORTED,
+    Prepared,
+    Problem,
+    Skipped,
+    idiom,
+    quantized_table,
+)
 
 # The scalar expression of one element, from x0, x1, x2 and constants of its dtype. x0 runs over the
 # whole output.
@@ -58,14 +65,14 @@ def kernel({inputs}, y):
 _TRIALS = 25
 
 
-def numba(problem: Problem) -> Prepared | Skipped:
+def prepare(problem: Problem) -> Prepared | Skipped:
     """A loop in prange, or the same without threads where that is faster."""
-    import numba as numba_module
+    import numba
 
     if problem.outs[0].dtype.name in ("float16", "bfloat16"):
         return Skipped(UNSUPPORTED, f"numba has no {problem.outs[0].dtype.name} on the CPU")
     expression = idiom(EXPRESSIONS, problem)
-    numba_module.set_num_threads(min(problem.threads, numba_module.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(problem.threads, numba.config.NUMBA_NUM_THREADS))
     layout, arrays = _views(problem.inputs, problem.outs[0])
     dtype = problem.outs[0].dtype.name
     candidates = []
@@ -107,7 +114,7 @@ def _views(inputs: Sequence[np.ndarray], y: np.ndarray) -> tuple[str, list[np.nd
 def _kernel(
     layout: str, count: int, expression: str, dtype: str, alpha: float, parallel: bool
 ) -> Callable[..., None]:
-    import numba as numba_module
+    import numba
 
     def loads(first: int, index: str, indent: int) -> str:
         lines = [f"x{k} = a{k}[{index}]" for k in range(first, count)]
@@ -124,15 +131,15 @@ def _kernel(
     settings = {"error_model": "numpy", "fastmath": False}
     namespace: dict[str, Any] = {
         "np": np,
-        "prange": numba_module.prange,
+        "prange": numba.prange,
         "zero": scalar(0),
         "six": scalar(6),
         "alpha": np.float32(alpha).astype(scalar),
         "table": quantized_table(alpha),
-        "leaky": numba_module.njit(**settings)(_leaky),
+        "leaky": numba.njit(**settings)(_leaky),
     }
     exec(source, namespace)
-    kernel = numba_module.njit(parallel=parallel, **settings)(namespace["kernel"])
+    kernel = numba.njit(parallel=parallel, **settings)(namespace["kernel"])
     made: Callable[..., None] = kernel
     return made
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from relu_ops.bench.peers.problem import Arrays, Call, Prepared, Problem, idiom, quantized_table
 
+
 def _relu(inputs: Arrays, y: np.ndarray, alpha: float) -> Call:
     (x,), zero = inputs, np.zeros((), y.dtype)
     return lambda: np.maximum(x, zero, out=y)
@@ -94,7 +95,7 @@ IDIOMS: dict[str, Callable[[Arrays, np.ndarray, float], Call]] = {
 }
 
 
-def numpy(problem: Problem) -> Prepared:
+def prepare(problem: Problem) -> Prepared:
     """The best idiom of NumPy, with out=."""
     make = idiom(IDIOMS, problem)
     call = make(problem.inputs, problem.outs[0], problem.case.alpha)

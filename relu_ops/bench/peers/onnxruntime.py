@@ -6,6 +6,7 @@ from typing import Any
 
 from relu_ops.bench.peers.problem import Prepared, Problem, into, listed
 
+
 def _session(problem: Problem) -> Any:
     import onnxruntime
 
@@ -18,7 +19,7 @@ def _session(problem: Problem) -> Any:
     )
 
 
-def onnxruntime_bound(problem: Problem) -> Prepared:
+def bound(problem: Problem) -> Prepared:
     """Inputs and outputs bound once, so that a run neither copies nor allocates them."""
     session = _session(problem)
     binding = session.io_binding()
@@ -29,7 +30,7 @@ def onnxruntime_bound(problem: Problem) -> Prepared:
     return Prepared(lambda: session.run_with_iobinding(binding), into(problem.outs))
 
 
-def onnxruntime_run(problem: Problem) -> Prepared:
+def run(problem: Problem) -> Prepared:
     """`session.run`, as the tutorials have it."""
     session = _session(problem)
     feeds = {i.name: x for i, x in zip(session.get_inputs(), problem.inputs, strict=True)}

@@ -11,7 +11,8 @@ from relu_ops.bench.peers.problem import Prepared, Problem, into, ranked
 
 _OPENVINO_COLUMNS = 512
 
-def openvino(problem: Problem) -> Prepared:
+
+def prepare(problem: Problem) -> Prepared:
     """A compiled model of static shape, on the caller's arrays, with no lower precision."""
     import openvino as ov
 

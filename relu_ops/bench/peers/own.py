@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from relu_ops.bench.peers.problem import Prepared, Problem, into, listed
 
+
 def bound(problem: Problem) -> Prepared:
     """A call that was bound once."""
     outs = problem.outs

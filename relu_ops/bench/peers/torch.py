@@ -13,6 +13,7 @@ from relu_ops.bench.peers.problem import Arrays, Call, Prepared, Problem, idiom
 _BITS = {"bfloat16": "uint16"}
 """What torch reads instead of a NumPy dtype that it does not know."""
 
+
 def _relu_grad(torch: Any, inputs: Arrays, y: Any, alpha: float) -> Call:
     backward = torch.ops.aten.threshold_backward.grad_input  # what autograd calls
     return lambda: backward(*inputs, 0, grad_input=y)

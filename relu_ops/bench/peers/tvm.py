@@ -8,9 +8,10 @@ import numpy as np
 
 from relu_ops.bench.peers.problem import Prepared, Problem, ranked
 
-def tvm(problem: Problem) -> Prepared:
+
+def prepare(problem: Problem) -> Prepared:
     """TVM's ONNX importer and default pipeline, for the level, with static shapes."""
-    import tvm as tvm_module
+    import tvm
     from tvm import relax
     from tvm.relax.frontend.onnx import from_onnx
 
@@ -18,15 +19,15 @@ def tvm(problem: Problem) -> Prepared:
     names = [value.name for value in problem.proto.graph.input]
     shapes = {name: list(x.shape) for name, x in zip(names, inputs, strict=True)}
     module = from_onnx(ranked(problem), shape_dict=shapes, keep_params_in_input=False)
-    target = tvm_module.target.Target(
+    target = tvm.target.Target(
         {"kind": "llvm", "mcpu": problem.target, "num-cores": problem.threads}
     )
-    machine = relax.VirtualMachine(tvm_module.compile(module, target), tvm_module.cpu())
-    arguments = [tvm_module.runtime.tensor(x) for x in inputs]
+    machine = relax.VirtualMachine(tvm.compile(module, target), tvm.cpu())
+    arguments = [tvm.runtime.tensor(x) for x in inputs]
     main = machine["main"]
 
     def outputs(result: Any) -> list[np.ndarray]:
-        many = isinstance(result, tuple | list | tvm_module.ir.Array)
+        many = isinstance(result, tuple | list | tvm.ir.Array)
         # NumPy's own DLPack knows no bfloat16; TVM's conversion copies.
         read = np.from_dlpack if problem.dtype != "bfloat16" else lambda y: y.numpy()
         return [read(y) for y in (result if many else [result])]
