@@ -292,6 +292,13 @@ def _config(options: argparse.Namespace) -> int:
     return FINE
 
 
+def _wheel(options: argparse.Namespace) -> int:
+    from relu_ops.ship import wheel
+
+    print(wheel.write(options.bundle, options.output, name=options.name, version=options.version))
+    return FINE
+
+
 def _plot(options: argparse.Namespace) -> int:
     from relu_ops.report import plot
 
@@ -496,6 +503,16 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
         _cache,
         "list or clear the compile cache",
         ((("action",), {"choices": ["list", "clear"]}),),
+    ),
+    "wheel": (
+        _wheel,
+        "pack a bundle as a Python wheel, whose package has load(); prints its path",
+        (
+            (("bundle",), {"help": "the bundle's directory"}),
+            (("--name",), {"required": True, "help": "of the distribution: leaky-demo"}),
+            (("--version",), {"required": True, "help": "of the distribution: 1.0"}),
+            (("--output",), {"default": ".", "help": "the folder to write to; default: here"}),
+        ),
     ),
     "config": (
         _config,
