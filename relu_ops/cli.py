@@ -299,6 +299,16 @@ def _wheel(options: argparse.Namespace) -> int:
     return FINE
 
 
+def _export_kernel(options: argparse.Namespace) -> int:
+    from relu_ops.ship import kernels
+
+    name = options.name or Path(options.bundle).name.partition(".")[0]
+    version, license = options.version, options.license
+    kernels.export(options.bundle, options.folder, name=name, version=version, license=license)
+    _say(f"{options.folder}: {', '.join(kernels.VARIANTS)}")
+    return FINE
+
+
 def _plot(options: argparse.Namespace) -> int:
     from relu_ops.report import plot
 
@@ -512,6 +522,17 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("--name",), {"required": True, "help": "of the distribution: leaky-demo"}),
             (("--version",), {"required": True, "help": "of the distribution: 1.0"}),
             (("--output",), {"default": ".", "help": "the folder to write to; default: here"}),
+        ),
+    ),
+    "export-kernel": (
+        _export_kernel,
+        "write a bundle as a folder that the `kernels` package loads",
+        (
+            (("bundle",), {"help": "the bundle's directory"}),
+            (("folder",), {"help": "where to write; a new folder"}),
+            (("--name",), {"help": "the kernel's: leaky-demo; default: the bundle's"}),
+            (("--version",), {"type": int, "default": 1, "help": "the kernel's; default: 1"}),
+            (("--license",), {"default": "unknown", "help": "of the models: apache-2.0"}),
         ),
     ),
     "config": (
