@@ -19,7 +19,7 @@ import numpy as np
 
 from relu_ops._version import __version__
 from relu_ops.contract.semantics import DTYPES
-from relu_ops.errors import ArgumentError, ReluOpsError, counted
+from relu_ops.errors import ArgumentError, ReluOpsError, counted, require
 
 if TYPE_CHECKING:
     from relu_ops.runtime.operator import Operator
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(_shielded(sys.argv[1:] if arguments is None else arguments))
-    verb: Callable[[argparse.Namespace], int] = options.verb
     try:
+        options = _parser().parse_args(_shielded(sys.argv[1:] if arguments is None else arguments))
+        verb: Callable[[argparse.Namespace], int] = options.verb
         code = verb(options)
         if sys.stdout is not None:  # it is, where the shell closed it
             sys.stdout.flush()
@@ -75,6 +75,12 @@ _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\d+\.|-inf|-nan")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="relu-ops", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"relu-ops {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh"),
+        help="print a script that completes commands, for a shell to read",
+    )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (run, help_text, options) in _VERBS.items():
         verb = verbs.add_parser(name, help=help_text, description=help_text)
@@ -82,6 +88,37 @@ def _parser() -> argparse.ArgumentParser:
         for flags, settings in options:
             verb.add_argument(*flags, **settings)
     return parser
+
+
+class _Completion(argparse.Action):
+    """Prints the completion script of a shell, and ends."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        require("shtab", "completion", "relu-ops --print-completion")
+        import shtab
+
+        for action in _actions(parser):
+            if action.dest in _FILES:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
+_FILES = {
+    "bundle", "compare", "folder", "inputs", "models", "output", "path", "paths", "plot", "record",
+    "show",
+}  # fmt: skip
+"""The arguments that are paths."""
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                yield from verb._actions
 
 
 def _say(text: str) -> None:
