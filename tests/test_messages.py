@@ -127,7 +127,8 @@ CALLS = {
         "hint: pass one array for each, by position, and where to write as out"
     ),
     "op.leaky(x=x)": (
-        "ArgumentTypeError: leaky_relu takes the keywords out and threads (not 'x')\n"
+        "ArgumentTypeError: leaky_relu got an unexpected keyword argument 'x': it takes out and "
+        "threads\n"
         "hint: pass inputs by position"
     ),
     "op.leaky(None)": (
