@@ -17,7 +17,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "graphs": ({"onnx"}, {"onnx"}),
     **{
         f"compiler.frontend.{name}": ({"onnx"}, {"onnx"})
-        for name in ("check", "external", "functions", "importer", "objects", "operators")
+        for name in ("check", "external", "functions", "importer", "inline", "objects", "operators")
     },
     "compiler.frontend.read": ({"onnx"}, {"onnx"}),
     "compiler.frontend.scope": ({"onnx"}, {"onnx"}),
@@ -67,6 +67,7 @@ LAYERS: dict[str, set[str]] = {
     "compiler.frontend.scope": {"errors", "semantics"},
     "compiler.frontend.shapes": {"ir"},
     "compiler.frontend.functions": {"compiler", "errors"},
+    "compiler.frontend.inline": {"compiler", "errors"},
     "compiler.frontend.check": {"compiler", "errors"},
     "compiler.frontend.files": {"compiler", "errors"},
     "compiler.frontend.external": {"compiler", "errors", "ir", "semantics"},
