@@ -10,6 +10,7 @@ import functools
 import numbers
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 from relu_ops import cache, log, targets
@@ -28,7 +29,8 @@ def compile(model: Model, target: str = "native") -> Operator:
     """Compile a model for this machine, through the compile cache.
 
     Args:
-        model: An `onnx.ModelProto`, its bytes, or the path of a file.
+        model: An `onnx.ModelProto`, its bytes, the path of a file, an `onnx_ir.Model`, an
+            onnxscript function or a `torch.onnx.ONNXProgram`. A model of spox is the first.
         target: A target by name; "native" is the best level that this machine's CPU runs.
 
     Returns:
@@ -143,7 +145,10 @@ leaky_relu = Standard(_leaky_relu, True)
 def _real(alpha: Any) -> float:
     """A slope as a float; infinite where it is too large, as an integer can be."""
     if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
-        raise ArgumentTypeError(f"leaky_relu: alpha must be a real number (not {alpha!r})")
+        raise ArgumentTypeError(
+            f"leaky_relu: alpha must be a real number (not {alpha!r})",
+            "a slope for each channel is a PRelu: compile relu_ops.graphs.prelu()",
+        )
     try:
         return float(alpha)
     except OverflowError:
@@ -156,7 +161,10 @@ def _rounded(alpha: float, dtype: str) -> float:
         rounded = float(np.float32(alpha))
         if abs(rounded) < _BOUNDS.get(dtype, _BOUNDS["float32"]):
             return rounded
-    raise ArgumentError(f"leaky_relu: alpha must be finite in {dtype} (not {alpha!r})")
+    raise ArgumentError(
+        f"leaky_relu: alpha must be finite in {dtype} (not {alpha!r})",
+        f"the largest number of {dtype} is {ml_dtypes.finfo(DTYPES[dtype].numpy).max}",
+    )
 
 
 @functools.cache

@@ -52,7 +52,7 @@ LAYERS: dict[str, set[str]] = {
     "ir": set(),
     "targets": {"errors", "native"},
     "reference": {"ir", "semantics"},
-    "graphs": {"errors", "semantics"},
+    "graphs": {"compiler", "errors", "semantics"},
     "config": {"errors", "native"},
     "manifest": {"errors", "semantics", "targets"},
     "bundle": {"errors", "manifest", "native"},

@@ -121,7 +121,8 @@ class Importer:
         if dtype != self.values[value].dtype:
             raise ModelError(
                 f"{what} {info.name!r} is declared {dtype} and computed as "
-                f"{self.values[value].dtype}"
+                f"{self.values[value].dtype}",
+                "declare what is computed, or add a Cast node before it",
             )
         if declared is not None and computed is not None and _contradict(declared, computed):
             raise ModelError(
