@@ -23,6 +23,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -808,7 +809,7 @@ def _real(name: str, argument: str, value: float, dtype: str) -> np.float32:
         if not np.isfinite(rounded.astype(_numpy_dtype(dtype))):
             raise ArgumentError(
                 f"{name}: {argument} must be finite in {dtype} (not {value!r})",
-                "an infinite slope makes NaN of every zero",
+                f"the largest number of {dtype} is {ml_dtypes.finfo(_numpy_dtype(dtype)).max}",
             )
     return rounded
 
