@@ -254,6 +254,7 @@ def test_export_into_a_file(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("work")
     message = f"relu-ops: export: folder must be a directory ({path} is a file)\n"
+    message += "hint: name another folder\n"
     assert run("export", path) == (2, "", message)
     assert run("export", "/proc/models")[:2] == (2, "")
 
