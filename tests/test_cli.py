@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -19,8 +20,10 @@ import onnx.parser
 import pytest
 
 import relu_ops
-from relu_ops import bundle, cache, cli, compiler, graphs, manifest, targets
+from relu_ops import cache, cli, compiler, graphs, targets
 from relu_ops.bench import tables
+from relu_ops.bundle import manifest
+from relu_ops.bundle import store as bundle
 from relu_ops.native import _python as native
 from relu_ops.targets import CPU_TARGETS
 
@@ -28,6 +31,8 @@ ROOT = Path(relu_ops.__file__).parents[1]
 NATIVE = targets.native().name
 VERBS = (
     *("export", "build", "inspect", "run", "verify", "bench", "tune", "plot", "doctor", "cache"),
+    "wheel",
+    "export-kernel",
     "config",
 )
 
@@ -97,10 +102,41 @@ def test_version(run: Run) -> None:
     assert run("--version") == (0, f"relu-ops {relu_ops.__version__}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("ver", "verify"), ("inspect --so", "--source"), ("inspect --source as", "assembly")],
+)
+def test_a_shell_completes_commands(run: Run, typed: str, expected: str) -> None:
+    code, script, err = run("--print-completion", "bash")
+    assert (code, err) == (0, "")
+    words = typed.split()
+    given = f"COMP_WORDS=(relu-ops {typed}); COMP_CWORD={len(words)}"
+    command = f"{script}\n{given}\n_shtab_relu_ops\necho ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert expected in done.stdout.split()
+
+
+def test_completion_for_zsh_and_without_its_package(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, script, _ = run("--print-completion", "zsh")
+    assert code == 0 and script.startswith("#compdef relu-ops")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "shtab" else find(name)
+    )
+    assert run("--print-completion", "bash") == (
+        2,
+        "",
+        "relu-ops: relu-ops --print-completion needs the package shtab, which is not installed\n"
+        "hint: pip install 'relu_ops[completion]'\n",
+    )
+
+
 def test_help_names_every_verb(run: Run) -> None:
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    assert tuple(re.findall(r"^    (\w+) {2,}", out, re.MULTILINE)) == VERBS
+    assert tuple(re.findall(r"^    ([a-z-]+) {2,}", out, re.MULTILINE)) == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -18,8 +18,8 @@ from short_models import constant, function, model, node, opsets, referring, ref
 from test_cells import GROUPS
 from test_deviations import Question, _more, questions
 
-from relu_ops import reference
 from relu_ops.compiler.frontend import import_model, inline, without_functions
+from relu_ops.contract import reference
 from relu_ops.errors import ModelError, UnsupportedError
 
 

@@ -21,8 +21,9 @@ import onnx.parser
 import pytest
 
 import relu_ops
-from relu_ops import cache, cli, compiler, graphs, inspect
+from relu_ops import cache, cli, compiler, graphs
 from relu_ops.errors import ReluOpsError
+from relu_ops.report import inspect
 
 MODELS = {
     "leaky": graphs.leaky_relu(alpha=0.5),
@@ -126,7 +127,8 @@ CALLS = {
         "hint: pass one array for each, by position, and where to write as out"
     ),
     "op.leaky(x=x)": (
-        "ArgumentTypeError: leaky_relu takes the keywords out and threads (not 'x')\n"
+        "ArgumentTypeError: leaky_relu got an unexpected keyword argument 'x': it takes out and "
+        "threads\n"
         "hint: pass inputs by position"
     ),
     "op.leaky(None)": (
@@ -637,7 +639,7 @@ USAGE = {
     "bild": (
         "relu-ops: error: argument VERB: invalid choice: 'bild' (choose from 'export', "
         "'build', 'inspect', 'run', 'verify', 'bench', 'tune', 'plot', 'doctor', 'cache', "
-        "'config')"
+        "'wheel', 'export-kernel', 'config')"
     ),
     "build leaky.onnx": "relu-ops build: error: the following arguments are required: --output",
     "run leaky --what": "relu-ops: error: unrecognized arguments: --what",

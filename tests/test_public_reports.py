@@ -16,8 +16,8 @@ from cases import assert_same_bits, compiled
 from onnx import TensorProto, parser
 from short_models import constant, model, node, opsets, refusal, result, value
 
-from relu_ops import reference
 from relu_ops.compiler.frontend import import_model
+from relu_ops.contract import reference
 from relu_ops.verification import verify
 
 F, NAN = np.float32, np.float32("nan")
