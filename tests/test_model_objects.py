@@ -14,11 +14,12 @@ from short_models import model, node, refusal, result
 from test_model_files import external
 
 import relu_ops
-from relu_ops import graphs, inspect
+from relu_ops import graphs
 from relu_ops.bench import cases
 from relu_ops.compiler.frontend import import_model
 from relu_ops.errors import ArgumentTypeError
 from relu_ops.interop import onnx_backend
+from relu_ops.report import inspect
 
 X = np.float32([-2, 3])
 
