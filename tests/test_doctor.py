@@ -12,8 +12,9 @@ from typing import Any
 import children
 import pytest
 
-from relu_ops import doctor, targets
+from relu_ops import targets
 from relu_ops.native import _python as native
+from relu_ops.report import doctor
 from relu_ops.runtime import tuning
 from relu_ops.targets import Machine
 
@@ -64,7 +65,7 @@ def test_the_report_is_plain_data_and_says_what_is_here() -> None:
 
 def test_it_imports_nothing_big() -> None:
     script = (
-        "import sys\nfrom relu_ops import doctor\ndoctor.render(doctor.report())\n"
+        "import sys\nfrom relu_ops.report import doctor\ndoctor.render(doctor.report())\n"
         "print(*sys.modules)"
     )
     done = children.run(script)

@@ -36,10 +36,11 @@ from onnx import helper
 from test_image import Reading, built
 from test_random_graphs import Case, cases
 
-from relu_ops import graphs, ir, reference
+from relu_ops import graphs
 from relu_ops.compiler import frontend, layout
+from relu_ops.contract import ir, reference
+from relu_ops.contract.semantics import DTYPES, OPERATORS
 from relu_ops.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from relu_ops.semantics import DTYPES, OPERATORS
 
 Array = np.ndarray
 

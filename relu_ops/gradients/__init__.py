@@ -1,7 +1,7 @@
 """Differentiates graphs: the vector-Jacobian product of a model, as another model in scope.
 
 The graph is imported first, so that versions of operators, functions and constants are behind, and
-written anew with its derivatives. What a derivative is stands in `semantics.OPERATORS`, as a text.
+written anew with its derivatives. What a derivative is stands in `contract.semantics.OPERATORS`, as a text.
 
 One module each: `paths` (what passes a gradient on), `formulas` (the texts of the table, as nodes),
 `backward` (going from the outputs to the inputs), `writer` (a graph as an ONNX model).
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from relu_ops import ir
 from relu_ops.compiler import frontend
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ArgumentError, ArgumentTypeError, choice
 from relu_ops.gradients.backward import Backward
 from relu_ops.gradients.paths import Paths
 from relu_ops.gradients.writer import Writer
-from relu_ops.semantics import DTYPES
 
 if TYPE_CHECKING:
     from relu_ops.compiler.frontend import Model

@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 
-from relu_ops import ir
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import DTYPES, OPERATORS
 from relu_ops.errors import UnsupportedError
 from relu_ops.gradients.formulas import Formula
 from relu_ops.gradients.paths import Paths
 from relu_ops.gradients.writer import ELEMENTS, Writer
-from relu_ops.semantics import DTYPES, OPERATORS
 
 
 @dataclass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from relu_ops import ir
-from relu_ops.semantics import DTYPES, OPERATORS
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import DTYPES, OPERATORS
 
 
 class Paths:

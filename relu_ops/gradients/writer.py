@@ -14,11 +14,11 @@ import onnx
 import onnx.defs
 from onnx import helper, numpy_helper
 
-from relu_ops import ir, reference
 from relu_ops.compiler import frontend
 from relu_ops.compiler.frontend.scope import ELEMENT_TYPES, ONNX_NAMES
+from relu_ops.contract import ir, reference
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import UnsupportedError
-from relu_ops.semantics import DTYPES
 
 _OLDEST_OPSET = 18
 """As `relu_ops.graphs` writes: what onnxruntime runs most of."""

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relu_ops.contract.semantics import DTYPES, dtype_name
 from relu_ops.errors import ArgumentError, ArgumentTypeError
 from relu_ops.native._python import LIMITS
 from relu_ops.runtime import carried, memory
-from relu_ops.semantics import DTYPES, dtype_name
 
 if TYPE_CHECKING:
     from relu_ops.runtime.operator import Tensor
@@ -233,27 +233,6 @@ def is_view_of(view: np.ndarray, given: Any, spec: Tensor) -> bool:
     if isinstance(given, np.generic) or not has_memory or view.size == 0:
         return True
     return np.may_share_memory(as_numpy(given, spec, ""), view)
-
-
-# ---------------------------------------------------------------------------------------------
-# Shapes
-
-
-def show_shape(shape: Sequence[int | str | None] | None) -> str:
-    """A declared shape, for people.
-
-    >>> show_shape(("N", 512)), show_shape(("N",)), show_shape(None)
-    ('(N, 512)', '(N,)', 'any shape')
-    """
-    if shape is None:
-        return "any shape"
-    dims = show_dims(shape)
-    return f"({dims[0]},)" if len(dims) == 1 else f"({', '.join(dims)})"
-
-
-def show_dims(shape: Sequence[int | str | None]) -> list[str]:
-    """The dimensions of a declared shape, for people: "?" where one is free."""
-    return ["?" if dim is None else str(dim) for dim in shape]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_ops import bundle as bundles
-from relu_ops import manifest as manifests
 from relu_ops import targets
-from relu_ops.bundle import Bundle
+from relu_ops.bundle import manifest as manifests
+from relu_ops.bundle import store as bundles
+from relu_ops.bundle.manifest import Manifest, printable
+from relu_ops.bundle.store import Bundle
 from relu_ops.compiler.disassembly import disassembly
+from relu_ops.contract.shapes import in_brackets
 from relu_ops.errors import (
     ArgumentError,
     MissingDependencyError,
@@ -25,7 +27,6 @@ from relu_ops.errors import (
     UnsupportedError,
     require,
 )
-from relu_ops.manifest import Manifest, printable
 from relu_ops.targets import Target
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ and CUDA C++."""
 _SHOWN_VALUES = 8
 """A tensor with more values than this is shown by its dtype and shape alone."""
 
-_PURPOSE = "relu_ops.inspect"
+_PURPOSE = "relu_ops.report.inspect"
 
 
 def describe(path_or_model: Model | Bundle) -> dict[str, Any]:
@@ -108,7 +109,8 @@ def source(
         return disassembly(held.image(chosen.name), operator)
     for package in ("onnx", "tvm"):
         require(package, "compile", f"{_PURPOSE}.source")
-    from relu_ops.compiler import codegen, codegen_cuda, frontend, image
+    from relu_ops.compiler import codegen, frontend, image
+    from relu_ops.compiler.cuda import codegen as codegen_cuda
 
     graph = frontend.import_model(held.model(operator) if held and operator else path_or_model)
     if kind == "assembly":
@@ -528,13 +530,7 @@ def _show_operator(operator: Mapping[str, Any], *, alone: bool) -> list[str]:
 
 
 def _show_tensor(tensor: Mapping[str, Any]) -> str:
-    return f"{tensor['name']}: {tensor['dtype']}{_show_shape(tensor['shape'])}"
-
-
-def _show_shape(shape: Sequence[Any] | None) -> str:
-    if shape is None:
-        return "[...]"
-    return f"[{', '.join('?' if dim is None else str(dim) for dim in shape)}]"
+    return f"{tensor['name']}: {tensor['dtype']}{in_brackets(tensor['shape']) or '[...]'}"
 
 
 def _show_graph(operator: Mapping[str, Any]) -> list[str]:
@@ -551,7 +547,7 @@ def _show_graph(operator: Mapping[str, Any]) -> list[str]:
 def _show_constant(constant: Mapping[str, Any]) -> str:
     values = constant.get("values")
     shown = "" if values is None else f" = {values[0] if not constant['shape'] else values}"
-    return f"{constant['name']}: {constant['dtype']}{_show_shape(constant['shape'])}{shown}"
+    return f"{constant['name']}: {constant['dtype']}{in_brackets(constant['shape'])}{shown}"
 
 
 def _show_node(node: Mapping[str, Any]) -> str:
