@@ -157,6 +157,32 @@ def leaky_relu_of_any_slope(dtype: str = "float32") -> onnx.ModelProto:
     return draft.model("y", "y = alpha * x where x < 0, else x")
 
 
+def leaky_relu_grad_of_any_slope(dtype: str = "float32") -> onnx.ModelProto:
+    """Make dx = dy where x > 0, else alpha * dy, for a slope that is given at each call.
+
+    Args:
+        dtype: A float type, by name.
+
+    Returns:
+        A model with inputs dy and x, of one shape and any rank, and alpha, one number; and output
+        dx.
+
+    Raises:
+        ArgumentTypeError: ONNX's LeakyRelu has no such dtype.
+
+    >>> [value.name for value in leaky_relu_grad_of_any_slope().graph.input]
+    ['dy', 'x', 'alpha']
+    """
+    draft = _Draft("leaky_relu_grad", dtype, _FLOATS)
+    draft.input("dy")
+    draft.input("x")
+    draft.input("alpha", ())
+    draft.positive("x")
+    draft.node("Mul", ["alpha", "dy"], "leaked")
+    draft.node("Where", ["positive", "dy", "leaked"], "dx")
+    return draft.model("dx", "dx = dy where x > 0, else alpha * dy")
+
+
 def thresholded_relu(alpha: float = 1.0, dtype: str = "float32") -> onnx.ModelProto:
     """Make y = x where x > alpha, else 0.
 

@@ -1,7 +1,7 @@
 """Differentiates graphs: the vector-Jacobian product of a model, as another model in scope.
 
 The graph is imported first, so that versions of operators, functions and constants are behind, and
-written anew with its derivatives. What a derivative is stands in `contract.semantics.OPERATORS`, as a text.
+written anew with its derivatives. What a derivative is stands in `semantics.OPERATORS`, as a text.
 
 One module each: `paths` (what passes a gradient on), `formulas` (the texts of the table, as nodes),
 `backward` (going from the outputs to the inputs), `writer` (a graph as an ONNX model).

@@ -1,4 +1,4 @@
-"""The texts of `contract.semantics.OPERATORS`, as nodes: what a derivative is, in Python's notation."""
+"""The texts of `semantics.OPERATORS`, as nodes: what a derivative is, in Python's notation."""
 
 from __future__ import annotations
 
