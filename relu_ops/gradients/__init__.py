@@ -25,7 +25,7 @@ from relu_ops.gradients.writer import Writer
 if TYPE_CHECKING:
     from relu_ops.compiler.frontend import Model
 
-__all__ = ["gradient"]
+__all__ = ["gradient", "names", "rewritten"]
 
 
 def gradient(
@@ -44,31 +44,43 @@ def gradient(
     return writer.model(cotangents, keep_outputs)
 
 
-def _chosen(graph: ir.Graph, names: Sequence[str] | None, paths: Paths) -> list[int]:
+def rewritten(model: Model) -> onnx.ModelProto:
+    """A model as it is imported: without functions, in operators of the opsets that are written."""
+    return Writer(frontend.import_model(model)).model({}, keep_outputs=True)
+
+
+def names(graph: ir.Graph, straight_through: bool) -> list[str]:
+    """The names of the inputs that have a gradient."""
+    paths = Paths(graph, straight_through)
+    inputs = ((k, value) for k, value in enumerate(graph.values) if value.kind == "input")
+    return [graph.inputs[value.input].name for k, value in inputs if paths.reached(k)]
+
+
+def _chosen(graph: ir.Graph, wanted: Sequence[str] | None, paths: Paths) -> list[int]:
     """The values of the inputs whose gradients are wanted."""
-    if isinstance(names, str):
+    if isinstance(wanted, str):
         raise ArgumentTypeError(
-            "gradient: inputs must be a list of names (not a text)", f"pass [{names!r}]"
+            "gradient: inputs must be a list of names (not a text)", f"pass [{wanted!r}]"
         )
     places = {graph.inputs[v.input].name: k for k, v in enumerate(graph.values) if v.input >= 0}
-    with_gradient = [name for name, place in places.items() if paths.reached(place)]
-    if names is None:
-        names = with_gradient
-    elif not names:
+    with_gradient = names(graph, paths.straight_through)
+    if wanted is None:
+        wanted = with_gradient
+    elif not wanted:
         raise ArgumentError("gradient: inputs must name at least one input (it is empty)")
-    if len(set(names)) < len(names):
-        raise ArgumentError(f"gradient: inputs must name each input once (not {list(names)})")
-    for name in names:
+    if len(set(wanted)) < len(wanted):
+        raise ArgumentError(f"gradient: inputs must name each input once (not {list(wanted)})")
+    for name in wanted:
         choice("gradient: inputs", name, list(places))
         if name not in with_gradient:
             raise ArgumentError(_why_none(graph, name), _hint(paths))
-    if not names:
+    if not wanted:
         raise ArgumentError(
             f"gradient: no input of {graph.name} has a gradient: every path to an output goes "
             "through integers, booleans or operators without a derivative",
             _hint(paths),
         )
-    return [places[name] for name in names]
+    return [places[name] for name in wanted]
 
 
 def _why_none(graph: ir.Graph, name: str) -> str:

@@ -34,7 +34,7 @@ def relu(x: torch.Tensor) -> torch.Tensor:
     tensor([0., 2.])
     """
     if not library.nothing_listens((x,)):
-        return _RELU(x)
+        return RELU(x)
     if library.wants_gradient((x,)):
         return _Relu.apply(x)
     return _compute_relu(x)
@@ -55,7 +55,7 @@ def leaky_relu(x: torch.Tensor, negative_slope: float = _USUAL_SLOPE) -> torch.T
     tensor([-1.,  3.])
     """
     if not library.nothing_listens((x,)):
-        return _LEAKY_RELU(x, negative_slope)
+        return LEAKY_RELU(x, negative_slope)
     if library.wants_gradient((x,)):
         return _LeakyRelu.apply(x, negative_slope)
     return _compute_leaky_relu(x, negative_slope)
@@ -133,7 +133,7 @@ def _has_sign_of_input(negative_slope: float) -> bool:
 class _Relu(library.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        y = _within(_compute_relu, _RELU, x)
+        y = _within(_compute_relu, RELU, x)
         ctx.save_for_backward(y)
         ctx.save_for_forward(y)
         return y
@@ -152,7 +152,7 @@ class _ReluGrad(library.Function):
     def forward(ctx: Any, dy: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(y)
         ctx.save_for_forward(y)
-        return _within(_compute_relu_grad, _RELU_GRAD, dy, y)
+        return _within(_compute_relu_grad, RELU_GRAD, dy, y)
 
     @staticmethod
     def backward(ctx: Any, ddx: torch.Tensor) -> tuple[Any, ...]:
@@ -167,7 +167,7 @@ class _ReluGrad(library.Function):
 class _LeakyRelu(library.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, negative_slope: float) -> torch.Tensor:
-        y = _within(_compute_leaky_relu, _LEAKY_RELU, x, negative_slope)
+        y = _within(_compute_leaky_relu, LEAKY_RELU, x, negative_slope)
         kept = y if _has_sign_of_input(negative_slope) else x
         ctx.save_for_backward(kept)
         ctx.save_for_forward(kept)
@@ -176,26 +176,24 @@ class _LeakyRelu(library.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
-        return _leaky_relu_grad(dy, *ctx.saved_tensors, ctx.slope), None
+        return _leaky_relu_grad(dy, ctx.saved_tensors[0], ctx.slope), None
 
     @staticmethod
     def jvp(ctx: Any, dx: torch.Tensor, _: Any) -> torch.Tensor:
-        return _leaky_relu_grad(dx, *ctx.saved_tensors, ctx.slope)
+        return _leaky_relu_grad(dx, ctx.saved_tensors[0], ctx.slope)
 
 
 class _LeakyReluGrad(library.Function):
     @staticmethod
-    def forward(
-        ctx: Any, dy: torch.Tensor, y: torch.Tensor, negative_slope: float
-    ) -> torch.Tensor:
+    def forward(ctx: Any, dy: torch.Tensor, y: torch.Tensor, negative_slope: float) -> torch.Tensor:
         ctx.save_for_backward(y)
         ctx.save_for_forward(y)
         ctx.slope = negative_slope
-        return _within(_compute_leaky_relu_grad, _LEAKY_RELU_GRAD, dy, y, negative_slope)
+        return _within(_compute_leaky_relu_grad, LEAKY_RELU_GRAD, dy, y, negative_slope)
 
     @staticmethod
     def backward(ctx: Any, ddx: torch.Tensor) -> tuple[Any, ...]:
-        return _leaky_relu_grad(ddx, *ctx.saved_tensors, ctx.slope), None, None
+        return _leaky_relu_grad(ddx, ctx.saved_tensors[0], ctx.slope), None, None
 
     @staticmethod
     def jvp(ctx: Any, ddy: torch.Tensor | None, *_: Any) -> torch.Tensor:
@@ -215,13 +213,13 @@ def _within(compute: Any, operator: Any, *arguments: Any) -> torch.Tensor:
 def _relu_grad(dy: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     if library.nothing_listens((dy, y)) and not library.wants_gradient((dy, y)):
         return _compute_relu_grad(dy, y)
-    return _RELU_GRAD(dy, y)
+    return RELU_GRAD(dy, y)
 
 
 def _leaky_relu_grad(dy: torch.Tensor, y: torch.Tensor, negative_slope: float) -> torch.Tensor:
     if library.nothing_listens((dy, y)) and not library.wants_gradient((dy, y)):
         return _compute_leaky_relu_grad(dy, y, negative_slope)
-    return _LEAKY_RELU_GRAD(dy, y, negative_slope)
+    return LEAKY_RELU_GRAD(dy, y, negative_slope)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -229,13 +227,13 @@ def _leaky_relu_grad(dy: torch.Tensor, y: torch.Tensor, negative_slope: float) -
 
 
 def _batch_relu(info: Any, dims: Any, x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    return _RELU(x), dims[0]
+    return RELU(x), dims[0]
 
 
 def _batch_leaky_relu(
     info: Any, dims: Any, x: torch.Tensor, negative_slope: float = _USUAL_SLOPE
 ) -> tuple[torch.Tensor, int]:
-    return _LEAKY_RELU(x, negative_slope), dims[0]
+    return LEAKY_RELU(x, negative_slope), dims[0]
 
 
 def _aligned(info: Any, dims: Any, *tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -247,23 +245,23 @@ def _aligned(info: Any, dims: Any, *tensors: torch.Tensor) -> list[torch.Tensor]
 
 
 def _batch_relu_grad(info: Any, dims: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, int]:
-    return _RELU_GRAD(*_aligned(info, dims, *tensors)), 0
+    return RELU_GRAD(*_aligned(info, dims, *tensors)), 0
 
 
 def _batch_leaky_relu_grad(
     info: Any, dims: Any, dy: torch.Tensor, y: torch.Tensor, negative_slope: float
 ) -> tuple[torch.Tensor, int]:
-    return _LEAKY_RELU_GRAD(*_aligned(info, dims[:2], dy, y), negative_slope), 0
+    return LEAKY_RELU_GRAD(*_aligned(info, dims[:2], dy, y), negative_slope), 0
 
 
 # ---------------------------------------------------------------------------------------------
 # What torch is told
 
-_RELU = library.define(
+RELU = library.define(
     "relu",
     library.Kernels("(Tensor x) -> Tensor", _compute_relu, _fake, _Relu.recorded, _batch_relu),
 )
-_RELU_GRAD = library.define(
+RELU_GRAD = library.define(
     "relu_grad",
     library.Kernels(
         "(Tensor dy, Tensor y) -> Tensor",
@@ -273,7 +271,7 @@ _RELU_GRAD = library.define(
         _batch_relu_grad,
     ),
 )
-_LEAKY_RELU = library.define(
+LEAKY_RELU = library.define(
     "leaky_relu",
     library.Kernels(
         f"(Tensor x, float negative_slope={_USUAL_SLOPE}) -> Tensor",
@@ -283,7 +281,7 @@ _LEAKY_RELU = library.define(
         _batch_leaky_relu,
     ),
 )
-_LEAKY_RELU_GRAD = library.define(
+LEAKY_RELU_GRAD = library.define(
     "leaky_relu_grad",
     library.Kernels(
         "(Tensor dy, Tensor y, float negative_slope) -> Tensor",
