@@ -81,6 +81,14 @@ def define(name: str, kernels: Kernels) -> Any:
     return getattr(getattr(torch.ops, _NAMESPACE), name).default
 
 
+def compose(name: str, schema: str, compute: Callable[..., Any]) -> Any:
+    """Register an operator that is made of others, which have the derivatives."""
+    qualified = f"{_NAMESPACE}::{name}"
+    torch.library.define(qualified, schema, lib=_LIBRARY, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, compute, "CompositeImplicitAutograd")
+    return getattr(getattr(torch.ops, _NAMESPACE), name).default
+
+
 @contextlib.contextmanager
 def below() -> Iterator[None]:
     """Call operators below the level that a Function records.

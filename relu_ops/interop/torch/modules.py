@@ -7,6 +7,7 @@ import functools
 import torch
 
 from relu_ops.errors import ArgumentTypeError
+from relu_ops.interop.torch import library
 from relu_ops.interop.torch.functions import leaky_relu, relu
 from relu_ops.interop.torch.wrapping import Wrapped, wrap
 
@@ -37,15 +38,21 @@ class PReLU(torch.nn.PReLU):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Compute weight * input where input < 0, else input; a weight a channel, or one."""
-        dtype = str(input.dtype).removeprefix("torch.")
         weight = self.weight
         if weight.numel() > 1 and input.dim() > 2:
             weight = weight.reshape(-1, *(1,) * (input.dim() - 2))
-        return _prelu(dtype)(input, weight)
+        return _PRELU(input, weight)
+
+
+def _prelu(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    return _prelu_of(str(x.dtype).removeprefix("torch.")).op(x, slope)
+
+
+_PRELU = library.compose("prelu", "(Tensor x, Tensor slope) -> Tensor", _prelu)
 
 
 @functools.cache
-def _prelu(dtype: str) -> Wrapped:
+def _prelu_of(dtype: str) -> Wrapped:
     """PRelu of any rank: how its slope lies is the module's."""
     from relu_ops import graphs
 
