@@ -1,29 +1,22 @@
 """`wrap`: any graph as a function of tensors, with gradient.
 
-Derivatives are graphs too (`relu_ops.graphs.gradient`), made and compiled when they are first
-needed, and wrapped in their turn: so they have derivatives themselves. A tangent is the gradient,
-by the upstream gradient, of the gradient.
+Derivatives are graphs too (`derivable`), compiled when they are first needed, and wrapped in their
+turn: so they have derivatives themselves.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import onnx
 import torch
 
-from relu_ops import gradients, jit
-from relu_ops.compiler import frontend
-from relu_ops.contract import ir
-from relu_ops.contract.semantics import DTYPES
-from relu_ops.errors import ArgumentError, ArgumentTypeError, ModelError, counted
+from relu_ops.errors import ArgumentError, ArgumentTypeError, counted
+from relu_ops.interop.derivable import Derivable, content_of
 from relu_ops.interop.torch import library
-from relu_ops.runtime import dispatch
 
 if TYPE_CHECKING:
     from relu_ops.compiler.frontend import Model
@@ -57,19 +50,8 @@ def wrap(
     >>> x.grad
     tensor([[0.5000, 1.0000]])
     """
-    content, operator = _content(model, name)
+    content, operator = content_of(model, name)
     return _wrapped(content, straight_through, operator)
-
-
-def _content(model: Any, name: str | None) -> tuple[bytes, Operator | None]:
-    """The bytes of a model, and its operator where it is compiled already."""
-    from relu_ops.runtime.operator import Operator
-
-    is_bundle = isinstance(model, str | os.PathLike) and os.path.isdir(model)
-    operator = dispatch.load(model, name=name) if is_bundle else model
-    if isinstance(operator, Operator):
-        return operator.bundle.model(operator.name), operator
-    return frontend.read_model(model).SerializeToString(deterministic=True), None
 
 
 _KNOWN: dict[tuple[bytes, bool, bool], Wrapped] = {}
@@ -102,7 +84,7 @@ def _free_name(graph: str, content: bytes) -> str:
     return name
 
 
-class Wrapped:
+class Wrapped(Derivable):
     """A graph as a function of tensors; see `wrap`.
 
     Attributes:
@@ -118,16 +100,10 @@ class Wrapped:
         operator: Operator | None,
         is_derivative: bool,
     ) -> None:
-        self._content = content
-        self._straight_through = straight_through
-        self._operator = operator
-        self._is_derivative = is_derivative
-        self.model = onnx.ModelProto.FromString(content)
-        self._graph = frontend.import_model(self.model)
+        super().__init__(content, straight_through, operator, is_derivative)
         self._check_names()
-        self._parts: dict[Any, Any] = {}
         self._function = _function_of(self)
-        self.name = self.__name__ = _free_name(self._graph.name, content)
+        self.name = self.__name__ = _free_name(self.graph.name, content)
         self.op = library.define(self.name, self._kernels())
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
@@ -146,7 +122,7 @@ class Wrapped:
         return self._compute(*inputs)
 
     def __repr__(self) -> str:
-        return f"<relu_ops.interop.torch.wrap of {self._graph.name}: relu_ops::{self.name}>"
+        return f"<relu_ops.interop.torch.wrap of {self.graph.name}: relu_ops::{self.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _wrapped, (self._content, self._straight_through, None, self._is_derivative)
@@ -154,21 +130,17 @@ class Wrapped:
     def __deepcopy__(self, memo: Any) -> Wrapped:
         return self  # it has no state
 
+    without_gradient = "{}.detach()"
+    broadcast = staticmethod(torch.broadcast_shapes)
+
+    def another(self, content: bytes, straight_through: bool, is_derivative: bool) -> Wrapped:
+        """Another graph, wrapped."""
+        return _wrapped(content, straight_through, None, is_derivative)
+
     # ---- what it is made of
 
-    @property
-    def operator(self) -> Operator:
-        """The operator; compiled when it is first asked for, where it was not."""
-        if self._operator is None:
-            self._operator = jit.compile(self.model)
-        return self._operator
-
-    def rewritten(self) -> onnx.ModelProto:
-        """The graph without functions, in the operators of a new opset."""
-        return gradients.rewritten(self.model)
-
     def _check_names(self) -> None:
-        names = [one.name for one in self._graph.inputs]
+        names = [one.name for one in self.graph.inputs]
         if not names:
             raise ArgumentError("wrap: the graph must have an input", "there is nothing to call")
         if any(not re.fullmatch(r"[A-Za-z_]\w*", name) for name in names):
@@ -178,7 +150,7 @@ class Wrapped:
             )
 
     def _check_count(self, inputs: Sequence[Any]) -> None:
-        wanted = [one.name for one in self._graph.inputs]
+        wanted = [one.name for one in self.graph.inputs]
         if len(inputs) != len(wanted):
             raise ArgumentTypeError(
                 f"{self.name} takes {counted(len(wanted), 'tensor')} ({', '.join(wanted)}), "
@@ -192,9 +164,9 @@ class Wrapped:
                 )
 
     def _kernels(self) -> library.Kernels:
-        parameters = ", ".join(f"Tensor {one.name}" for one in self._graph.inputs)
-        results = ", ".join("Tensor" for _ in self._graph.outputs)
-        results = f"({results})" if len(self._graph.outputs) > 1 else results
+        parameters = ", ".join(f"Tensor {one.name}" for one in self.graph.inputs)
+        results = ", ".join("Tensor" for _ in self.graph.outputs)
+        results = f"({results})" if len(self.graph.outputs) > 1 else results
         return library.Kernels(
             f"({parameters}) -> {results}",
             self._compute,
@@ -217,20 +189,10 @@ class Wrapped:
     def _fake(self, *inputs: torch.Tensor) -> Any:
         shapes = [tuple(x.shape) for x in inputs]
         made = [
-            inputs[0].new_empty(shape, dtype=_torch_dtype(self._graph.values[o.value].dtype))
-            for o, shape in zip(self._graph.outputs, self.shapes(shapes), strict=True)
+            inputs[0].new_empty(shape, dtype=_torch_dtype(self.graph.values[o.value].dtype))
+            for o, shape in zip(self.graph.outputs, self.shapes(shapes), strict=True)
         ]
         return made[0] if len(made) == 1 else tuple(made)
-
-    def shapes(self, shapes: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
-        """The shapes of the results, for inputs of some shapes; extents may be symbols."""
-        found = []
-        for output in self._graph.outputs:
-            terms = ir.ordered(self._graph.values[output.value].terms)
-            own = (t.shape if t.input is None else tuple(shapes[t.input]) for t in terms)
-            seen = [t.view.shape(shape) for t, shape in zip(terms, own, strict=True)]
-            found.append(tuple(torch.broadcast_shapes(*seen)))
-        return found
 
     def _cast(self, *inputs: torch.Tensor) -> Any:
         """Under autocast, floating inputs in the dtypes that the graph declares."""
@@ -239,126 +201,22 @@ class Wrapped:
             return self.op(
                 *(
                     x.to(_torch_dtype(one.dtype)) if x.is_floating_point() else x
-                    for x, one in zip(inputs, self._graph.inputs, strict=True)
+                    for x, one in zip(inputs, self.graph.inputs, strict=True)
                 )
             )
 
     def tangents(self, found: dict[int, torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[Any]:
         """A tangent for each output: zero where none was found, None for an integer."""
         shapes = self.shapes([tuple(x.shape) for x in inputs])
-        dtypes = [self._graph.values[one.value].dtype for one in self._graph.outputs]
+        dtypes = [self.graph.values[one.value].dtype for one in self.graph.outputs]
         made: list[Any] = [None] * len(shapes)
         for k in self.floats():
             zero = inputs[0].new_zeros((), dtype=_torch_dtype(dtypes[k]))
-            made[k] = found.get(k, zero).expand(shapes[k]).contiguous()
+            tangent: Any = found.get(k, zero)
+            made[k] = tangent.expand(shapes[k]).contiguous()
         return made
 
-    # ---- derivatives
-
-    def differentiable(self) -> list[str]:
-        """The names of the inputs that have a gradient."""
-        return self._part("names", lambda: gradients.names(self._graph, self._straight_through))
-
-    def checked(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Those of some inputs that have a gradient; a graph of the user's must have all.
-
-        A derivative need not: the second derivative of a Leaky ReLU by x is nothing.
-        """
-        found = tuple(name for name in names if name in self.differentiable())
-        for name in () if self._is_derivative else names:
-            if name not in found:
-                raise ArgumentError(
-                    f"{self.name}: {name} requires a gradient and has none: every path to an "
-                    "output goes through integers, booleans or operators without a derivative",
-                    f"pass {name}.detach(); quantized chains have wrap(..., straight_through=True)",
-                )
-        return found
-
-    def backward(self, names: tuple[str, ...]) -> tuple[Wrapped, list[int]]:
-        """What computes the gradients of some inputs.
-
-        And what it takes, as places among the inputs and the gradients of the floating outputs.
-        """
-
-        def make() -> Any:
-            back = self._gradient(self.model, names)
-            return self._derived(back, f"{self._graph.name}_gradient_of_{'_'.join(names)}")
-
-        return self._part(("backward", names), make)
-
-    def forward(self, names: tuple[str, ...]) -> tuple[Wrapped, list[int], list[int]]:
-        """What computes tangents of outputs, from tangents of some inputs.
-
-        And what it takes, as places among the inputs, the gradients of the floating outputs (none
-        of which it takes: a gradient is linear in them) and the tangents; and of which outputs.
-        """
-
-        def make() -> Any:
-            back = self._gradient(self.model, names)
-            upstream = [one.name for one in back.graph.input[len(self._graph.inputs) :]]
-            reached = gradients.names(frontend.import_model(back), False)
-            chosen = [name for name in upstream if name in reached]
-            twice = self._gradient(back, chosen)
-            made = self._derived(twice, f"{self._graph.name}_tangent_of_{'_'.join(names)}")
-            return *made, [self.floats()[upstream.index(name)] for name in chosen]
-
-        return self._part(("forward", names), make)
-
-    def iteration(
-        self, names: tuple[str, ...], shapes: Sequence[tuple[Any, ...]]
-    ) -> list[tuple[Any, ...]]:
-        """The shapes that the gradients of some inputs have before they are summed."""
-        back, places = self.backward(names)
-        results = self.shapes(shapes)
-        every = [*shapes, *(results[k] for k in self.floats())]
-        return back.shapes([every[k] for k in places])
-
-    def _gradient(self, model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-        return gradients.gradient(
-            model, names, straight_through=self._straight_through, keep_outputs=False
-        )
-
-    def floats(self) -> list[int]:
-        """The outputs that have a gradient."""
-        values = self._graph.values
-        outputs = enumerate(self._graph.outputs)
-        return [k for k, one in outputs if DTYPES[values[one.value].dtype].is_float]
-
-    def _derived(self, model: onnx.ModelProto, name: str) -> tuple[Wrapped, list[int]]:
-        """A derivative under its name, without the inputs that it does not read."""
-        read = {name for node in model.graph.node for name in node.input}
-        places = [k for k, one in enumerate(model.graph.input) if one.name in read]
-        kept = [model.graph.input[k] for k in places]
-        del model.graph.input[:]
-        model.graph.input.extend(kept)
-        model.graph.name = name
-        content = model.SerializeToString(deterministic=True)
-        return _wrapped(content, False, is_derivative=True), places
-
-    def _part(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._parts:
-            self._parts[key] = make()
-        return self._parts[key]
-
     # ---- vmap
-
-    def any_rank(self) -> Wrapped | None:
-        """The same graph without declared shapes; None where it depends on them."""
-
-        def make() -> Wrapped | None:
-            model = onnx.ModelProto()
-            model.CopyFrom(self.model)
-            del model.graph.value_info[:]
-            for info in (*model.graph.input, *model.graph.output):
-                info.type.tensor_type.ClearField("shape")
-            model.graph.name = f"{self._graph.name}_of_any_rank"
-            try:
-                content = model.SerializeToString(deterministic=True)
-                return _wrapped(content, self._straight_through, None, self._is_derivative)
-            except ModelError:
-                return None
-
-        return self._part("any rank", make)
 
     def _batch(self, info: Any, dims: Any, *inputs: torch.Tensor) -> Any:
         moved = [x if d is None else x.movedim(d, 0) for x, d in zip(inputs, dims, strict=True)]
@@ -407,7 +265,7 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 def _function_of(wrapped: Wrapped) -> Any:
     """The class whose calls torch records."""
-    names = [one.name for one in wrapped._graph.inputs]
+    names = [one.name for one in wrapped.graph.inputs]
 
     def wanted(needed: Sequence[bool]) -> tuple[str, ...]:
         return wrapped.checked([name for name, one in zip(names, needed, strict=True) if one])
