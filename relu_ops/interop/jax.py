@@ -214,7 +214,6 @@ _PRIMITIVE = jax.extend.core.Primitive("relu_ops")
 _PRIMITIVE.multiple_results = True
 
 
-@_PRIMITIVE.def_impl
 def _computed(*inputs: Any, wrapped: Wrapped) -> Any:
     return _jitted(wrapped)(*inputs)
 
@@ -224,7 +223,6 @@ def _jitted(wrapped: Wrapped) -> Any:
     return jax.jit(lambda *inputs: _PRIMITIVE.bind(*inputs, wrapped=wrapped))
 
 
-@_PRIMITIVE.def_abstract_eval
 def _abstract(*inputs: Any, wrapped: Wrapped) -> list[Any]:
     return [jax.core.ShapedArray(one.shape, one.dtype) for one in wrapped.results(inputs)]
 
@@ -365,6 +363,8 @@ def _batched(inputs: Sequence[Any], dims: Sequence[Any], wrapped: Wrapped) -> An
     return shaped, [0] * len(shaped)
 
 
+_PRIMITIVE.def_impl(_computed)
+_PRIMITIVE.def_abstract_eval(_abstract)
 ad.primitive_jvps[_PRIMITIVE] = _tangents
 ad.primitive_transposes[_PRIMITIVE] = _transposed
 batching.primitive_batchers[_PRIMITIVE] = _batched
