@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -30,6 +31,8 @@ ROOT = Path(relu_ops.__file__).parents[1]
 NATIVE = targets.native().name
 VERBS = (
     *("export", "build", "inspect", "run", "verify", "bench", "tune", "plot", "doctor", "cache"),
+    "wheel",
+    "export-kernel",
     "config",
 )
 
@@ -99,10 +102,41 @@ def test_version(run: Run) -> None:
     assert run("--version") == (0, f"relu-ops {relu_ops.__version__}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("ver", "verify"), ("inspect --so", "--source"), ("inspect --source as", "assembly")],
+)
+def test_a_shell_completes_commands(run: Run, typed: str, expected: str) -> None:
+    code, script, err = run("--print-completion", "bash")
+    assert (code, err) == (0, "")
+    words = typed.split()
+    given = f"COMP_WORDS=(relu-ops {typed}); COMP_CWORD={len(words)}"
+    command = f"{script}\n{given}\n_shtab_relu_ops\necho ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert expected in done.stdout.split()
+
+
+def test_completion_for_zsh_and_without_its_package(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, script, _ = run("--print-completion", "zsh")
+    assert code == 0 and script.startswith("#compdef relu-ops")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "shtab" else find(name)
+    )
+    assert run("--print-completion", "bash") == (
+        2,
+        "",
+        "relu-ops: relu-ops --print-completion needs the package shtab, which is not installed\n"
+        "hint: pip install 'relu_ops[completion]'\n",
+    )
+
+
 def test_help_names_every_verb(run: Run) -> None:
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    assert tuple(re.findall(r"^    (\w+) {2,}", out, re.MULTILINE)) == VERBS
+    assert tuple(re.findall(r"^    ([a-z-]+) {2,}", out, re.MULTILINE)) == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -256,6 +290,7 @@ def test_export_into_a_file(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("work")
     message = f"relu-ops: export: folder must be a directory ({path} is a file)\n"
+    message += "hint: name another folder\n"
     assert run("export", path) == (2, "", message)
     assert run("export", "/proc/models")[:2] == (2, "")
 
@@ -330,7 +365,8 @@ def test_build_refuses(run: Run, models: Path, tmp_path: Path) -> None:
     assert run("build", missing, "--output", out) == (
         2,
         "",
-        f"relu-ops: {missing}: cannot be read: No such file or directory\n",
+        f"relu-ops: {missing}: cannot be read: No such file or directory\n"
+        "hint: pass the path of an .onnx file; a relative one begins in the current directory\n",
     )
     assert run("build", model, "--target", "x86-64-v9", "--output", out) == (
         2,
@@ -483,9 +519,11 @@ def test_run_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
         (float32, float32): f"leaky_relu takes 1 input (x), not 2\n{each}",
         (x,): "leaky_relu: x.dtype must be float32 (not float64)\n"
         "hint: convert it first, for example with x.astype('float32')",
-        (missing,): f"{missing}: cannot be read: No such file or directory",
-        (tmp_path,): f"{tmp_path}: cannot be read: Is a directory",
-        (float32, "--output", tmp_path): f"{tmp_path}: cannot be written: Is a directory",
+        (missing,): f"{missing}: cannot be read: No such file or directory\n"
+        "hint: write one with numpy.save",
+        (tmp_path,): f"{tmp_path}: cannot be read: Is a directory\nhint: write one with numpy.save",
+        (float32, "--output", tmp_path): f"{tmp_path}: cannot be written: Is a directory\n"
+        "hint: name another file with --output",
     }
     for arguments, message in exact.items():
         assert run("run", path, *arguments) == (2, "", f"relu-ops: {message}\n")
@@ -576,7 +614,8 @@ def test_verify_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
     assert run("verify", missing) == (
         2,
         "",
-        f"relu-ops: {missing}: cannot be read: No such file or directory\n",
+        f"relu-ops: {missing}: cannot be read: No such file or directory\n"
+        "hint: pass the path of an .onnx file; a relative one begins in the current directory\n",
     )
     assert run("verify", bundles / "leaky", "--target", "x86-64-v4") == (
         2,
@@ -589,7 +628,7 @@ def test_verify_refuses(run: Run, bundles: Path, tmp_path: Path) -> None:
         code, out, err = run("verify", bundles / "leaky", "--case", case)
         assert (code, out) == (2, "")
         assert re.fullmatch(rf"relu-ops: verify: case must be 0 to \d+ \(not {case}\)\n", err)
-    message = "relu-ops: verify: seed must be at least 0 (not -1)\n"
+    message = "relu-ops: verify: seed must be at least 0 (not -1)\nhint: leave it out for 0\n"
     assert run("verify", bundles / "leaky", "--seed", "-1") == (2, "", message)
     code, out, err = run("verify", bundles / "add", "--exhaustive", "--case", "0")
     assert (code, out) == (2, "")
@@ -657,15 +696,23 @@ def test_bench_of_a_graph(run: Run) -> None:
 
 def test_bench_refuses(run: Run, tmp_path: Path) -> None:
     missing = tmp_path / "missing.onnx"
-    message = f"relu-ops: {missing}: cannot be read: No such file or directory\n"
+    message = (
+        f"relu-ops: {missing}: cannot be read: No such file or directory\n"
+        "hint: pass the path of an .onnx file; a relative one begins in the current directory\n"
+    )
     assert run("bench", missing, "--size", "16") == (2, "", message)
     code, out, err = run("bench", "--graph", "gelu")
     assert (code, out) == (2, "")
     assert err.startswith("relu-ops: bench: case must be one of relu, ")
     for count in ("", "0", "257", "2\n", "\u0662"):
-        refusal = f"relu-ops: bench: threads must be 1 to 256 (not {count!r})\n"
+        refusal = (
+            f"relu-ops: bench: threads must be 1 to 256 (not {count!r})\n"
+            "hint: leave it out for as many as the process may use\n"
+        )
         assert run("bench", "--threads", count) == (2, "", refusal)
-    assert run("bench", "--show", missing) == (2, "", message)
+    shown = f"relu-ops: {missing}: cannot be read: No such file or directory\n"
+    shown += "hint: relu-ops bench --record FILE writes one\n"
+    assert run("bench", "--show", missing) == (2, "", shown)
 
 
 def test_bench_finds_out_first_where_it_cannot_write(
@@ -679,8 +726,9 @@ def test_bench_finds_out_first_where_it_cannot_write(
     missing = tmp_path / "missing" / "r.json"
     for arguments, message in {
         ("--record", missing): f"{missing}: cannot be written: {missing.parent} is missing or "
-        "read-only",
-        ("--record", tmp_path): f"{tmp_path}: cannot be written: it is a directory",
+        "read-only\nhint: name another file",
+        ("--record", tmp_path): f"{tmp_path}: cannot be written: it is a directory\n"
+        "hint: name a file, for example r.json",
         ("--plot", tmp_path / "file"): f"{tmp_path / 'file'}: cannot be made: File exists",
         ("--plot", "/proc/pictures"): "/proc/pictures: cannot be made: No such file or directory",
     }.items():
@@ -788,7 +836,10 @@ def test_plot(run: Run, bundles: Path, tmp_path: Path) -> None:
         assert (code, out) == (0, "")
         assert err == f"{picture}: leaky from {float(low):g} to 2\n"
         assert picture.stat().st_size > 0
-    message = "relu-ops: plot: low must be finite (not -inf)\n"
+    message = (
+        "relu-ops: plot: low must be finite (not -inf)\n"
+        "hint: for example -10 and 10, which are the default\n"
+    )
     infinite = ("--range", "-inf", "2")
     assert run("plot", bundles / "leaky", "--output", picture, *infinite) == (2, "", message)
     code, out, err = run("plot", tmp_path / "missing.onnx", "--output", picture)

@@ -26,6 +26,9 @@ then a sum over its output."""
 LIMIT = "limit: "
 """What the names of the limit's loops begin with."""
 
+BIT_FOR_BIT = "bit for bit"
+"""What is said of a call whose outputs equal those of the NumPy reference."""
+
 _DIGITS = 4
 
 
@@ -47,6 +50,11 @@ class Timing(_Row, frozen=True):
         repeats: Calls in a sample.
         seconds: Seconds per call, one number a sample.
         allocates: True where every call made its output anew.
+        shape: Of the first output.
+        verified: What comparing this very call's outputs with the NumPy reference gave: "bit for
+            bit", or how they differ. "" for a loop of the limit, which computes no operator.
+        limit_seconds: The fastest loop of the limit, measured beside it; None where there is none.
+        commit: Of relu_ops; "" outside a repository.
     """
 
     case: str
@@ -59,6 +67,10 @@ class Timing(_Row, frozen=True):
     repeats: int
     seconds: tuple[float, ...]
     allocates: bool = False
+    shape: tuple[int, ...] = ()
+    verified: str = ""
+    limit_seconds: float | None = None
+    commit: str = ""
 
     @property
     def place(self) -> tuple[str, str, str, str, int]:
@@ -274,7 +286,7 @@ def read(path: str | os.PathLike[str]) -> Record:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ArgumentError(f"{path}: cannot be read: {error.strerror}", _MADE_BY) from error
     try:
         version = msgspec.json.decode(content, type=_Header).format
         if version not in (1, FORMAT):
@@ -284,7 +296,10 @@ def read(path: str | os.PathLike[str]) -> Record:
         found = msgspec.json.decode(_upgraded(content), type=Record)
         return msgspec.structs.replace(found, format=FORMAT)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{path}: is not a record of a benchmark: {error}") from error
+        raise ArgumentError(f"{path}: is not a record of a benchmark: {error}", _MADE_BY) from error
+
+
+_MADE_BY = "relu-ops bench --record FILE writes one"
 
 
 class _Header(msgspec.Struct):

@@ -355,13 +355,20 @@ static int expect_all(OperatorObject* self) {
 }
 
 /* Operator(handle, name=None, target=None, bundle=None) */
+/* Whoever calls the class itself is told where operators come from. */
+static PyObject* refuse_new(void) {
+  if (!PyErr_ExceptionMatches(PyExc_TypeError)) return NULL;
+  PyErr_Clear();
+  return relu_ops_call_careful("refuse_new", NULL, 0);
+}
+
 static PyObject* operator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
   static char* names[] = {"handle", "name", "target", "bundle", NULL};
   PyObject *handle, *bundle = Py_None;
   const char *name = NULL, *target = NULL;
   if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!|zzO", names, relu_ops_known.bundle_type, &handle,
                                    &name, &target, &bundle))
-    return NULL;
+    return refuse_new();
   relu_ops_operator* op;
   relu_ops_status status = relu_ops_load(((BundleObject*)handle)->bundle, name, target, &op);
   if (status) return relu_ops_raise(status);
@@ -464,6 +471,11 @@ static PyObject* operator_reduce(PyObject* self, PyObject* unused) {
   return relu_ops_call_careful("reduced", &self, 1);
 }
 
+static PyObject* operator_token(PyObject* self, PyObject* unused) {
+  (void)unused;
+  return relu_ops_call_careful("token", &self, 1);
+}
+
 /* An operator never changes, so that a copy of it is itself. */
 static PyObject* operator_copy(PyObject* self, PyObject* unused) {
   (void)unused;
@@ -511,6 +523,7 @@ static PyMethodDef operator_methods[] = {
     {"__copy__", operator_copy, METH_NOARGS, NULL},
     {"__deepcopy__", operator_copy, METH_O, NULL},
     {"__reduce__", operator_reduce, METH_NOARGS, NULL},
+    {"__dask_tokenize__", operator_token, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL}};
 
 PyDoc_STRVAR(

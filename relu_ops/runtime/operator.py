@@ -94,12 +94,26 @@ def careful_bind(op: Operator, inputs: tuple[Any, ...], keywords: Mapping[str, A
     return op.bound((*views, *results), threads, inputs, returned)
 
 
+def refuse_new() -> NoReturn:
+    """Say where operators come from, to whoever calls the class.
+
+    Raises:
+        ArgumentTypeError: Always.
+    """
+    raise ArgumentTypeError(
+        "an Operator is not made by calling the class",
+        "compile a model with relu_ops.compile, or load a bundle with relu_ops.load",
+    )
+
+
 def _keywords(op: Operator, keywords: Mapping[str, Any]) -> tuple[Any, int]:
     """The values of `out` and of `threads`, 0 for the process's default."""
     unknown = [name for name in keywords if name not in ("out", "threads")]
     if unknown:
         raise ArgumentTypeError(
-            f"{op.name} takes the keywords out and threads (not {unknown[0]!r})",
+            # In Python's words: polars looks for them.
+            f"{op.name} got an unexpected keyword argument {unknown[0]!r}: it takes out and "
+            "threads",
             "pass inputs by position",
         )
     threads = keywords.get("threads")
@@ -219,6 +233,11 @@ def reduced(op: Operator) -> tuple[Any, ...]:
     arguments = (str(held.path), dict(held.contents), op.name, op.wanted_target, type(op))
     own = getattr(op, "__dict__", None)  # of a subclass
     return (_restored, arguments, own) if own else (_restored, arguments)
+
+
+def token(op: Operator) -> tuple[Any, ...]:
+    """What dask knows an operator by: what it computes, wherever it was read from."""
+    return ("relu_ops.Operator", op.bundle.digest, op.name, op.wanted_target)
 
 
 def _restored(

@@ -304,7 +304,8 @@ def _function_of(wrapped: Wrapped) -> Any:
             inputs = ctx.saved_tensors
             if not given:
                 return _one_or_all(wrapped.tangents({}, inputs))
-            moving = [t for n, t in zip(names, tangents, strict=True) if n in given]
+            pairs = zip(names, tangents, strict=True)
+            moving = [t for n, t in pairs if t is not None and n in given]
             forward, places, reached = wrapped.forward(given)
             shapes = wrapped.iteration(given, [tuple(x.shape) for x in inputs])
             grown = [t.expand(shape) for t, shape in zip(moving, shapes, strict=True)]
