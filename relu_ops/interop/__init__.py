@@ -1,6 +1,7 @@
 """relu_ops behind the interfaces of others, one module each; none is imported before it is used.
 
-`onnx_backend` is a standard `onnx.backend.base.Backend`.
+`onnx_backend` is a standard `onnx.backend.base.Backend`; `torch` and `jax` have operators for
+programs that train.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 from relu_ops.errors import require
 
 if TYPE_CHECKING:
-    from relu_ops.interop import onnx_backend
+    from relu_ops.interop import jax, onnx_backend, torch
 
 # What each module imports beyond the base install, and the extra that installs it.
-_NEEDS = {"onnx_backend": ("onnx", "compile")}
+_NEEDS = {
+    "jax": ("jax", "jax"),
+    "onnx_backend": ("onnx", "compile"),
+    "torch": ("torch", "torch"),
+}
 
-__all__ = ["onnx_backend"]
+__all__ = ["jax", "onnx_backend", "torch"]
 
 
 def __getattr__(name: str) -> Any:

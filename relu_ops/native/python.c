@@ -5,6 +5,7 @@
  */
 #define RELU_OPS_IMPORTS_NUMPY
 #include "python.h"
+#include "python_xla.h"
 
 #include <string.h>
 
@@ -286,6 +287,9 @@ static PyMethodDef functions[] = {
      "(threads, parallel_bytes, stream_bytes, wake_bytes), as they are unless set."},
     {"get_settings", get_settings, METH_NOARGS, "Those in force."},
     {"set_settings", set_settings, METH_VARARGS, "Set them."},
+    {"xla_register", relu_ops_xla_register, METH_VARARGS,
+     "Let XLA's handler find an operator: (number, operator)."},
+    {"xla_handler", relu_ops_xla_handler, METH_VARARGS, "XLA's handler, of an interface: (major, minor)."},
     {NULL, NULL, 0, NULL}};
 
 /* The bounds of bounds.h by name: what an image may hold. */

@@ -195,12 +195,14 @@ static struct {
   const DLPackExchangeAPI* exchange;
   PyGetSetDef* requires_grad; /* of torch.Tensor */
   PyMethodDef* is_neg;
+  PyObject* is_grad_enabled; /* torch.is_grad_enabled */
 } torch;
 
 /* What torch.Tensor's attributes are made of, if they are what is expected. To call them directly takes less
  * time than by their names: op(tensor, out=tensor) of 16 float32 takes 484 and 549 ns (Intel Xeon,
  * 2026-11-28). */
-static bool meet_attributes(PyObject* tensor) {
+static bool meet_attributes(PyObject* module, PyObject* tensor) {
+  torch.is_grad_enabled = PyObject_GetAttrString(module, "is_grad_enabled");
   PyObject* grad = PyObject_GetAttrString(tensor, "requires_grad");
   PyObject* negated = PyObject_GetAttrString(tensor, "is_neg");
   if (grad && Py_IS_TYPE(grad, &PyGetSetDescr_Type))
@@ -209,7 +211,7 @@ static bool meet_attributes(PyObject* tensor) {
     torch.is_neg = ((PyMethodDescrObject*)negated)->d_method;
   Py_XDECREF(grad);
   Py_XDECREF(negated);
-  return torch.requires_grad && torch.is_neg && torch.is_neg->ml_flags == METH_NOARGS;
+  return torch.is_grad_enabled && torch.requires_grad && torch.is_neg && torch.is_neg->ml_flags == METH_NOARGS;
 }
 
 /* Look torch up among the imported modules: its exact types, and DLPack's C interface to them. */
@@ -225,7 +227,7 @@ static bool meet_torch(void) {
                                                  : NULL;
   bool usable = exchange && exchange->header.version.major == DLPACK_MAJOR_VERSION &&
                 exchange->dltensor_from_py_object_no_sync &&
-                exchange->managed_tensor_to_py_object_no_sync && meet_attributes(tensor);
+                exchange->managed_tensor_to_py_object_no_sync && meet_attributes(module, tensor);
   if (usable) {
     torch.exchange = exchange;
     torch.parameter = (PyTypeObject*)Py_NewRef(parameter);
@@ -252,12 +254,20 @@ static bool is_tensor(PyObject* x) {
   return named && meet_torch() && (type == torch.tensor || type == torch.parameter);
 }
 
+/* Whether nobody wants the gradient of a tensor: it requires none, or it is read and none is recorded. */
+static bool is_without_gradient(PyObject* x, bool written) {
+  PyObject* grad = torch.requires_grad->get(x, torch.requires_grad->closure);
+  PyObject* recorded = grad == Py_True && !written ? PyObject_CallNoArgs(torch.is_grad_enabled) : NULL;
+  bool without = grad == Py_False || recorded == Py_False;
+  Py_XDECREF(recorded);
+  Py_XDECREF(grad);
+  return without;
+}
+
 /* Whether a tensor is what its memory holds: torch hands out one that requires a gradient without a word,
  * and a negated view with its data as they lie. Both go the careful way, which resolves or refuses. */
-static bool is_plain(PyObject* x) {
-  PyObject* grad = torch.requires_grad->get(x, torch.requires_grad->closure);
-  bool plain = grad == Py_False;
-  Py_XDECREF(grad);
+static bool is_plain(PyObject* x, bool written) {
+  bool plain = is_without_gradient(x, written);
   PyObject* negated = plain ? torch.is_neg->ml_meth(x, NULL) : NULL;
   plain = negated == Py_False;
   Py_XDECREF(negated);
@@ -273,9 +283,9 @@ static bool is_compact(const DLTensor* tensor) {
   return true;
 }
 
-static bool adopt_tensor(Arrays* arrays, int k, PyObject* x) {
+static bool adopt_tensor(Arrays* arrays, int k, PyObject* x, bool written) {
   DLTensor* tensor = &arrays->tensors[k];
-  if (!is_tensor(x) || !is_plain(x) || torch.exchange->dltensor_from_py_object_no_sync(x, tensor))
+  if (!is_tensor(x) || !is_plain(x, written) || torch.exchange->dltensor_from_py_object_no_sync(x, tensor))
     return false;
   if (tensor->ndim > MAX_RANK) return false;
   if (tensor->strides && is_compact(tensor)) tensor->strides = NULL;
@@ -376,9 +386,9 @@ static PyObject* tensor_result(Arrays* arrays, PyObject* const* inputs, PyObject
   const OperatorObject* self = arrays->self;
   int at = self->input_count;
   for (int k = 0; k < at; ++k)
-    if (!adopt_tensor(arrays, k, inputs[k]) && !adopt_number(arrays, k, inputs[k])) return NULL;
+    if (!adopt_tensor(arrays, k, inputs[k], false) && !adopt_number(arrays, k, inputs[k])) return NULL;
   if (self->output_count != 1) return NULL;
-  if (out) return adopt_tensor(arrays, at, out) ? Py_NewRef(out) : NULL;
+  if (out) return adopt_tensor(arrays, at, out, true) ? Py_NewRef(out) : NULL;
   int32_t rank;
   int64_t shape[1][MAX_RANK];
   if (relu_ops_output_shapes(self->op, arrays->tensors, &rank, shape)) return NULL;

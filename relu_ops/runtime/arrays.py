@@ -125,7 +125,8 @@ def plain_tensor(x: Any, what: str, device: str = "cpu") -> Any:
         name = what.split()[-1]
         raise ArgumentError(
             f"{what} requires a gradient, which this operator does not pass on",
-            f"pass {name}.detach(), or call it under torch.no_grad(), if none is wanted",
+            "call relu_ops.interop.torch.wrap(operator), which passes it on; or pass "
+            f"{name}.detach(), or call it under torch.no_grad(), if none is wanted",
         )
     try:
         return x.detach().resolve_conj().resolve_neg()
