@@ -1,0 +1,209 @@
+"""Every mutant of the table is killed: the tests that it names fail on it, and pass without it.
+
+The sources are copied, one text of the copy is changed, and the named tests run there, in another
+process, on what was changed. A mutant in C is compiled anew: by the tests that build the runtime
+themselves, or by CMake for those that need the extension.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mutants import MUTANTS, Mutant
+
+from relu_ops.native import _python as native
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("relu_ops", "tests", "pyproject.toml", "CMakeLists.txt")
+BUILDS_ITSELF = "tests/test_native.py"
+"""Its tests compile the runtime's sources where they lie."""
+
+SAMPLE = ("verify takes any number for a NaN", "build replaces a folder that is no bundle")
+"""What the default run tries, of those that are quick."""
+
+_SITECUSTOMIZE = """
+import sys
+# What an editable installation puts there leads to the sources, whatever stands on the path.
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in type(f).__module__]
+"""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The sources in a folder of their own, with the libraries that the tests use here."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where Python, and every child that it starts, finds the copy."""
+        # Compiled modules are told apart by size and second: two mutants may agree in both.
+        here = {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**os.environ, **here}
+
+    @contextmanager
+    def changed(self, mutant: Mutant) -> Iterator[None]:
+        """For a while, one text is another one."""
+        path = self.folder / mutant.file
+        whole = path.read_text()
+        with self._rebuilt() if needs_cmake(mutant) else self._as_it_is():
+            path.write_text(whole.replace(mutant.before, mutant.after))
+            try:
+                if needs_cmake(mutant):
+                    self._build()
+                yield
+            finally:
+                path.write_text(whole)
+
+    @contextmanager
+    def _as_it_is(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def _rebuilt(self) -> Iterator[None]:
+        """Libraries of the copy's own; afterwards those that were built of it as it was."""
+        kept = self.folder / "built"
+        if not kept.exists():
+            self._build()
+            shutil.copytree(self.libraries, kept, ignore=lambda _, names: not_libraries(names))
+        try:
+            yield
+        finally:
+            shutil.copytree(kept, self.libraries, dirs_exist_ok=True)
+
+    @property
+    def libraries(self) -> Path:
+        return self.folder / "relu_ops" / "native"
+
+    def _build(self) -> None:
+        build = self.folder / "build"
+        python = f"-DPython_EXECUTABLE={sys.executable}"
+        checked("cmake", "-S", self.folder, "-B", build, python)
+        checked("cmake", "--build", build)
+        for path in build.glob("*.so"):
+            shutil.copy(path, self.libraries)
+
+    def outcome(self, tests: tuple[str, ...]) -> tuple[int, set[str], str]:
+        """How pytest ended, which tests failed, and what it said."""
+        options = ["-q", "-rf", "-m", "", "-p", "no:cacheprovider", "--tb=short"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, *tests],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        failed = re.findall(r"^FAILED (tests/.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
+        return done.returncode, set(failed), done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def not_libraries(names: list[str]) -> list[str]:
+    return [name for name in names if not name.endswith(".so")]
+
+
+def checked(*command: object) -> None:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def needs_cmake(mutant: Mutant) -> bool:
+    own = all(test.startswith(BUILDS_ITSELF) for test in mutant.killers)
+    return mutant.file.endswith((".c", ".h")) and not own
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    made = Copy(tmp_path_factory.mktemp("copy"))
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.so")
+            shutil.copytree(ROOT / name, made.folder / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, made.folder)
+    for library in Path(native.__file__).parent.glob("*.so"):
+        shutil.copy(library, made.libraries)
+    (made.folder / "sitecustomize.py").write_text(_SITECUSTOMIZE)
+    return made
+
+
+@functools.cache
+def assert_pass(copy: Copy, tests: tuple[str, ...]) -> None:
+    """On the copy as it is; skips where they are skipped."""
+    code, _, said = copy.outcome(tests)
+    assert code == 0, said
+    if not re.search(r"\d passed", said):
+        pytest.skip(f"they are skipped here: {said[-500:]}")
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_every_text_occurs_once() -> None:
+    for mutant in MUTANTS:
+        count = (ROOT / mutant.file).read_text().count(mutant.before)
+        assert count == 1, f"{mutant.name}: {count} times in {mutant.file}: {mutant.before}"
+        assert mutant.before != mutant.after, mutant.name
+
+
+def test_every_killer_exists() -> None:
+    for mutant in MUTANTS:
+        assert mutant.killers, mutant.name
+        for test in mutant.killers:
+            file, _, name = test.partition("::")
+            function = re.escape(name.partition("[")[0])
+            content = (ROOT / file).read_text()
+            assert re.search(rf"^def {function}\(", content, re.MULTILINE), test
+
+
+def test_names_of_mutants_differ() -> None:
+    names = [mutant.name for mutant in MUTANTS]
+    assert len(set(names)) == len(names) and set(SAMPLE) <= set(names)
+
+
+# ---------------------------------------------------------------- killing
+
+
+def test_what_runs_is_the_copy(copy: Copy, tmp_path: Path) -> None:
+    """In children too; else every mutant would survive."""
+    code = "import relu_ops.native._python as n; print(relu_ops.__file__, n.__file__, flush=True)"
+    twice = f"import subprocess, sys; code = {code!r}; exec(code)\n"
+    twice += "subprocess.run([sys.executable, '-c', code], check=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", twice],
+        cwd=tmp_path,
+        env=copy.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    paths = done.stdout.split()
+    assert len(paths) == 4 and all(Path(p).is_relative_to(copy.folder) for p in paths), paths
+
+
+def cases() -> list[object]:
+    slow = pytest.mark.exhaustive
+    return [pytest.param(m, id=m.name, marks=() if m.name in SAMPLE else slow) for m in MUTANTS]
+
+
+@pytest.mark.parametrize("mutant", cases())
+def test_killed(copy: Copy, mutant: Mutant) -> None:
+    if needs_cmake(mutant) and shutil.which("cmake") is None:
+        pytest.skip("there is no cmake")
+    assert_pass(copy, mutant.killers)
+    with copy.changed(mutant):
+        code, failed, said = copy.outcome(mutant.killers)
+    # Who dies of it names no test.
+    assert code == 1, f"pytest ended with {code}\n{said}"
+    for test in mutant.killers:
+        assert any(one == test or one.startswith(f"{test}[") for one in failed), said
