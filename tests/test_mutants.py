@@ -7,13 +7,12 @@ themselves, or by CMake for those that need the extension.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,25 +86,42 @@ class Copy:
 
     def _build(self) -> None:
         build = self.folder / "build"
-        python = f"-DPython_EXECUTABLE={sys.executable}"
-        checked("cmake", "-S", self.folder, "-B", build, python)
+        checked("cmake", "-S", self.folder, "-B", build, f"-DPython_EXECUTABLE={sys.executable}")
         checked("cmake", "--build", build)
         for path in build.glob("*.so"):
             shutil.copy(path, self.libraries)
 
-    def outcome(self, tests: tuple[str, ...]) -> tuple[int, set[str], str]:
-        """How pytest ended, which tests failed, and what it said."""
-        options = ["-q", "-rf", "-m", "", "-p", "no:cacheprovider", "--tb=short"]
+    def outcome(self, tests: Iterable[str]) -> Outcome:
+        """What becomes of tests on the copy as it stands."""
+        options = ["-q", "-rfps", "-m", "", "-p", "no:cacheprovider", "--tb=short"]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *tests],
+            [sys.executable, "-m", "pytest", *options, *sorted(tests)],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=900,
         )
-        failed = re.findall(r"^FAILED (tests/.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
-        return done.returncode, set(failed), done.stdout[-6000:] + done.stderr[-2000:]
+        passed, failed = (
+            set(re.findall(rf"^{word} (tests/.*?)(?: - .*)?$", done.stdout, re.MULTILINE))
+            for word in ("PASSED", "FAILED")
+        )
+        said = f"exit code {done.returncode}\n{done.stdout[-6000:]}{done.stderr[-2000:]}"
+        return Outcome(done.returncode, passed - failed, failed, said)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How pytest ended, the tests that passed and that failed, and what was said."""
+
+    code: int
+    passed: set[str]
+    failed: set[str]
+    said: str
+
+
+def named(test: str, found: set[str]) -> set[str]:
+    """Of some tests those that a name means: one, or all of a function."""
+    return {one for one in found if one == test or one.startswith(f"{test}[")}
 
 
 def not_libraries(names: list[str]) -> list[str]:
@@ -119,7 +135,7 @@ def checked(*command: object) -> None:
 
 def needs_cmake(mutant: Mutant) -> bool:
     own = all(test.startswith(BUILDS_ITSELF) for test in mutant.killers)
-    return mutant.file.endswith((".c", ".h")) and not own
+    return mutant.file.endswith((".c", ".h", "CMakeLists.txt")) and not own
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +153,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     return made
 
 
-@functools.cache
-def assert_pass(copy: Copy, tests: tuple[str, ...]) -> None:
-    """On the copy as it is; skips where they are skipped."""
-    code, _, said = copy.outcome(tests)
-    assert code == 0, said
-    if not re.search(r"\d passed", said):
-        pytest.skip(f"they are skipped here: {said[-500:]}")
+@pytest.fixture(scope="module")
+def without(copy: Copy, request: pytest.FixtureRequest) -> Outcome:
+    """What becomes of the tests that kill, of those mutants that are tried, without a mutant."""
+    calls = (getattr(item, "callspec", None) for item in request.session.items)
+    tried = [call.params["mutant"] for call in calls if call and "mutant" in call.params]
+    return copy.outcome({test for mutant in tried for test in mutant.killers})
 
 
 # ---------------------------------------------------------------- the table
@@ -197,13 +212,14 @@ def cases() -> list[object]:
 
 
 @pytest.mark.parametrize("mutant", cases())
-def test_killed(copy: Copy, mutant: Mutant) -> None:
+def test_killed(copy: Copy, without: Outcome, mutant: Mutant) -> None:
+    assert without.code == 0, without.said
+    if not all(named(test, without.passed) for test in mutant.killers):
+        pytest.skip("what kills it is skipped here")
     if needs_cmake(mutant) and shutil.which("cmake") is None:
         pytest.skip("there is no cmake")
-    assert_pass(copy, mutant.killers)
     with copy.changed(mutant):
-        code, failed, said = copy.outcome(mutant.killers)
-    # Who dies of it names no test.
-    assert code == 1, f"pytest ended with {code}\n{said}"
+        found = copy.outcome(mutant.killers)
+    assert found.code == 1, found.said  # who dies of it names no test
     for test in mutant.killers:
-        assert any(one == test or one.startswith(f"{test}[") for one in failed), said
+        assert named(test, found.failed), found.said
