@@ -60,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def verbs() -> tuple[str, ...]:
+    """Every verb, in the order of the help."""
+    return tuple(_VERBS)
+
+
 def _shielded(arguments: Sequence[str]) -> list[str]:
     """Arguments in which argparse takes no negative number for an option.
 

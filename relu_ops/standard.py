@@ -55,7 +55,7 @@ def _relu(x: Any, out: Any = None) -> Any:
         out: Where to write; may be x.
 
     Returns:
-        An array of the shape and dtype of x: `out` where it was given.
+        An array of the shape and dtype of x; `out` where it was given.
 
     >>> import numpy as np
     >>> relu(np.array([-1.5, -0.0, 2.0], dtype=np.float32))
@@ -79,7 +79,7 @@ def _leaky_relu(x: Any, alpha: float = _USUAL_SLOPE, out: Any = None) -> Any:
         out: Where to write; may be x.
 
     Returns:
-        An array of the shape and dtype of x: `out` where it was given.
+        An array of the shape and dtype of x; `out` where it was given.
 
     >>> import numpy as np
     >>> leaky_relu(np.array([-2.0, 3.0], dtype=np.float32), alpha=0.5)

@@ -99,7 +99,9 @@ def _keywords(op: Operator, keywords: Mapping[str, Any]) -> tuple[Any, int]:
     unknown = [name for name in keywords if name not in ("out", "threads")]
     if unknown:
         raise ArgumentTypeError(
-            f"{op.name} takes the keywords out and threads (not {unknown[0]!r})",
+            # In Python's words: polars looks for them.
+            f"{op.name} got an unexpected keyword argument {unknown[0]!r}: it takes out and "
+            "threads",
             "pass inputs by position",
         )
     threads = keywords.get("threads")
@@ -219,6 +221,11 @@ def reduced(op: Operator) -> tuple[Any, ...]:
     arguments = (str(held.path), dict(held.contents), op.name, op.wanted_target, type(op))
     own = getattr(op, "__dict__", None)  # of a subclass
     return (_restored, arguments, own) if own else (_restored, arguments)
+
+
+def token(op: Operator) -> tuple[Any, ...]:
+    """What dask knows an operator by: what it computes, wherever it was read from."""
+    return ("relu_ops.Operator", op.bundle.digest, op.name, op.wanted_target)
 
 
 def _restored(
