@@ -526,11 +526,11 @@ MUTANTS: tuple[Mutant, ...] = (
         of("verification", "test_a_byte_beside_the_output_is_found[False]"),
     ),
     Mutant(
-        "an output is not spoiled before a call",
+        "what another target wrote passes for a result",
         CALLS,
         "            _spoil(y, expected)\n",
         "            pass\n",
-        of("verification", "test_an_unwritten_tail_is_found"),
+        of("verification", "test_what_another_target_wrote_passes_for_no_result"),
     ),
     Mutant(
         "an output that the operator makes is not compared",
