@@ -532,6 +532,25 @@ def test_where_directories_cannot_be_synced(
     assert os.listdir(tmp_path) == ["a.bundle"]
 
 
+def test_files_are_on_the_disk_before_they_have_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who loses power finds a whole bundle under the name, or none."""
+    path, sync, synced = tmp_path / "a.bundle", os.fsync, []
+
+    def note(descriptor: int) -> None:
+        lies = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((lies.name if lies.is_file() else lies.is_dir(), path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    compiler.build(graphs.relu(), "x86-64-v2", path)
+    named = [(name, False) for name in sorted(os.listdir(path))]
+    # Every file, then the folder that lists them; and once it has its name, the folder of that.
+    assert sorted(synced[:-2], key=str) == sorted(named, key=str)
+    assert synced[-2:] == [(True, False), (True, True)]
+
+
 _REPLACE = """
 import sys
 from pathlib import Path

@@ -493,6 +493,11 @@ def test_a_message_that_is_too_long_is_cut_between_characters() -> None:
             assert 4092 <= len(said.encode()) <= 4095
 
 
+def test_operators_of_one_name_in_two_places_are_refused() -> None:
+    content = images.written([images.operator("f"), images.operator("f")], kernels=3).content
+    refused(bytes(content), "operators 0 and 1 have one name")
+
+
 # ---------------------------------------------------------------- texts
 
 
