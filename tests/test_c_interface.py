@@ -91,9 +91,10 @@ def exports(library: Path) -> set[str]:
 
 
 def test_the_library_exports_what_the_header_declares() -> None:
+    """And what onnxruntime looks for in a library of operators."""
     declared = set(re.findall(r"RELU_OPS_EXPORT[^;]*?\b(relu_ops_\w+)\(", HEADER.read_text()))
     assert len(declared) > 30
-    assert exports(LIBRARY) == declared
+    assert exports(LIBRARY) == declared | {"RegisterCustomOps"}
 
 
 def test_the_library_stays_when_it_is_unloaded() -> None:
