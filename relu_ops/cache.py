@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from relu_ops import bundle as bundles
 from relu_ops import log
-from relu_ops.bundle import Bundle
+from relu_ops.bundle import store as bundles
+from relu_ops.bundle.store import Bundle
 from relu_ops.errors import (
     ArgumentError,
     BundleError,
@@ -217,7 +217,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def entries() -> list[Entry]:
     """The bundles in the cache, the most recently used first."""
-    from relu_ops import manifest as manifests
+    from relu_ops.bundle import manifest as manifests
 
     found = []
     folder = directory()

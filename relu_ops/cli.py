@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relu_ops._version import __version__
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ArgumentError, ReluOpsError, counted
-from relu_ops.semantics import DTYPES
 
 if TYPE_CHECKING:
     from relu_ops.runtime.operator import Operator
@@ -145,7 +145,7 @@ def _models(options: argparse.Namespace) -> str | dict[str, str]:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from relu_ops import inspect
+    from relu_ops.report import inspect
 
     _refuse_pairs("inspect", options, ("source", "json"), ("source", "rebuild_check"))
     for name in ("target", "name"):
@@ -293,7 +293,7 @@ def _config(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from relu_ops import plot
+    from relu_ops.report import plot
 
     operators = [pair for path in options.paths for pair in _operators_at(Path(path))]
     plot.plot(
@@ -315,7 +315,7 @@ def _operators_at(path: Path) -> list[tuple[str, Operator]]:
         from relu_ops import jit
 
         return [(label, jit.compile(path))]
-    from relu_ops import bundle
+    from relu_ops.bundle import store as bundle
     from relu_ops.runtime import dispatch
 
     held = bundle.read(path)
@@ -328,7 +328,7 @@ def _operators_at(path: Path) -> list[tuple[str, Operator]]:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from relu_ops import doctor
+    from relu_ops.report import doctor
 
     report = doctor.report()
     print(json.dumps(report, indent=1) if options.json else doctor.render(report))

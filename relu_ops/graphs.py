@@ -2,8 +2,8 @@
 
 Decided here: the operators of each graph, their order, and so where it rounds; the opset and IR
 version; what is written into a file beside the graph. Equal arguments give equal bytes. Knows
-onnx and NumPy; what an operator computes is the table of `relu_ops.semantics`, and how it is
-compiled is no concern of an author.
+onnx and NumPy; what an operator computes is the table of `relu_ops.contract.semantics`, and how it
+is compiled is no concern of an author.
 
 Shapes: where nothing broadcasts, inputs and outputs have no shape at all, which in ONNX says that
 any rank will do (several such inputs have one shape, the caller's). Where a parameter broadcasts,

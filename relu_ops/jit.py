@@ -14,11 +14,11 @@ import numpy as np
 
 from relu_ops import cache, log, targets
 from relu_ops.compiler.toolchain import producer, source_digest
+from relu_ops.contract.semantics import DTYPES, dtype_name
 from relu_ops.errors import ArgumentError, ArgumentTypeError, require
 from relu_ops.native._python import Standard
 from relu_ops.runtime import arrays, carried, dispatch
 from relu_ops.runtime.operator import Operator
-from relu_ops.semantics import DTYPES, dtype_name
 
 if TYPE_CHECKING:
     from relu_ops.compiler.frontend import Model

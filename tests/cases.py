@@ -13,12 +13,14 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from relu_ops import bundle, compiler, ir, reference, targets
+from relu_ops import compiler, targets
+from relu_ops.bundle import store as bundle
 from relu_ops.compiler import frontend
+from relu_ops.contract import ir, reference
+from relu_ops.contract.semantics import DTYPES, dtype_name
 from relu_ops.native import _python as native
 from relu_ops.runtime import dispatch
 from relu_ops.runtime.operator import Operator
-from relu_ops.semantics import DTYPES, dtype_name
 
 TARGETS = targets.runnable()
 """The CPU targets that this machine runs, the plainest first."""

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from relu_ops.semantics import DTYPES
+from relu_ops.contract.semantics import DTYPES
 
 WRONG_DTYPES = (
     *("float64", "float16", "int32", "uint16", "bool", "complex64", "longdouble"),

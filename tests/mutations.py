@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
-from relu_ops.semantics import OPERATORS
+from relu_ops.contract.semantics import OPERATORS
 
 Random = random.Random
 

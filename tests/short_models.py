@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
-from relu_ops import reference
 from relu_ops.compiler.frontend import import_model
+from relu_ops.contract import reference
 from relu_ops.errors import ModelError
 
 FLOAT = TensorProto.FLOAT

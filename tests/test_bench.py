@@ -19,16 +19,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from relu_ops import bundle as bundles
 from relu_ops import compiler, errors, graphs, jit, targets
 from relu_ops.bench import (
     cases,
     checking,
     command,
     environment,
-    idioms,
     limit,
-    litert,
     peers,
     plots,
     process,
@@ -36,8 +33,10 @@ from relu_ops.bench import (
     runner,
     tables,
 )
-from relu_ops.bench.peers import Prepared, Problem, Skipped
+from relu_ops.bench.peers import jax, litert, numba, numpy, torch
+from relu_ops.bench.peers.problem import Prepared, Problem, Skipped
 from relu_ops.bench.record import Built, Deviation, Process, Record, Skip, Timing
+from relu_ops.bundle import store as bundles
 from relu_ops.compiler import frontend
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +81,8 @@ def made_up(*timings: Timing, **changes: Any) -> Record:
 
 def test_every_case_has_an_idiom_of_everybody() -> None:
     wanted = {case.graph for case in cases.CASES.values()}
-    for table in (idioms.NUMPY, idioms.TORCH, idioms.TORCH_EXPRESSIONS, idioms.JAX, idioms.NUMBA):
+    compiled = (torch.EXPRESSIONS, jax.EXPRESSIONS, numba.EXPRESSIONS)
+    for table in (numpy.IDIOMS, torch.IDIOMS, *compiled):
         assert set(table) == wanted
     assert {g for g in wanted for d in ("float32", "int8") if litert.supports(g, d)} == wanted
 
@@ -327,7 +327,7 @@ def test_the_runner_does_not_time_what_is_wrong(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups = runner.plan([cases.find("relu")], sizes=[100], names=["relu_ops", "numpy"])
-    monkeypatch.setattr("relu_ops.bench.frameworks.numpy", writing(write))
+    monkeypatch.setattr("relu_ops.bench.peers.numpy.prepare", writing(write))
     found = runner.measure(groups, FAST)
     assert "numpy" not in {t.contestant for t in found.timings}
     (skip,) = found.skipped
@@ -339,7 +339,7 @@ def test_what_goes_wrong_at_one_size_is_not_timed_there(monkeypatch: pytest.Monk
     def fails_at_large(problem: Problem) -> Prepared:
         return writing(one_wrong if problem.outs[0].size > 10_000 else right)(problem)
 
-    monkeypatch.setattr("relu_ops.bench.frameworks.numpy", fails_at_large)
+    monkeypatch.setattr("relu_ops.bench.peers.numpy.prepare", fails_at_large)
     groups = runner.plan([cases.find("relu")], sizes=[100, 20_000], names=["relu_ops", "numpy"])
     found = runner.measure(groups, FAST)
     assert {t.elements for t in found.timings if t.contestant == "numpy"} == {100}
@@ -348,7 +348,7 @@ def test_what_goes_wrong_at_one_size_is_not_timed_there(monkeypatch: pytest.Monk
 
 def test_relu_ops_itself_must_not_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = runner.plan([cases.find("relu")], sizes=[100], names=["relu_ops"])
-    monkeypatch.setattr("relu_ops.bench.engines.bound", writing(one_wrong))
+    monkeypatch.setattr("relu_ops.bench.peers.own.bound", writing(one_wrong))
     with pytest.raises(errors.ReluOpsError, match=r"relu_ops: relu in float32 .* is wrong: 1 val"):
         runner.measure(groups, FAST)
 

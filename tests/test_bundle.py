@@ -23,9 +23,11 @@ import numpy as np
 import onnx
 import pytest
 
-from relu_ops import bundle, compiler, graphs, targets
-from relu_ops import manifest as manifests
-from relu_ops.bundle import SUMS
+from relu_ops import compiler, graphs, targets
+from relu_ops.bundle import manifest as manifests
+from relu_ops.bundle import store as bundle
+from relu_ops.bundle.manifest import FILE as MANIFEST
+from relu_ops.bundle.store import SUMS
 from relu_ops.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -33,7 +35,6 @@ from relu_ops.errors import (
     DeviceError,
     ReluOpsError,
 )
-from relu_ops.manifest import FILE as MANIFEST
 from relu_ops.runtime import dispatch
 from relu_ops.targets import CPU_TARGETS
 
@@ -530,7 +531,7 @@ def test_where_directories_cannot_be_synced(
 _REPLACE = """
 import sys
 from pathlib import Path
-from relu_ops import bundle
+from relu_ops.bundle import store as bundle
 held = [bundle.read(path) for path in sys.argv[2:]]
 for k in range(300):
     bundle.write(sys.argv[1], held[k % 2].contents)
@@ -836,7 +837,7 @@ def test_hostile_json(copy: Path, kind: str) -> None:
 
 _HOSTILE_CHILD = """
 import pathlib, resource, sys, time
-from relu_ops import manifest
+from relu_ops.bundle import manifest
 from relu_ops.errors import BundleError
 contents = {path: pathlib.Path(path).read_bytes() for path in sys.argv[1:]}
 used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

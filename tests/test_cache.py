@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 
 import relu_ops
-from relu_ops import bundle, cache, compiler, graphs, jit
-from relu_ops.bundle import SUMS, Bundle
+from relu_ops import cache, compiler, graphs, jit
+from relu_ops.bundle import store as bundle
+from relu_ops.bundle.manifest import FILE as MANIFEST
+from relu_ops.bundle.store import SUMS, Bundle
 from relu_ops.compiler import toolchain
 from relu_ops.errors import ArgumentError, CacheError
-from relu_ops.manifest import FILE as MANIFEST
 from relu_ops.runtime import dispatch
 
 MODEL, IMAGE = "leaky_relu.onnx", "x86-64-v2.image"
@@ -134,7 +135,9 @@ def test_compile_goes_through_the_cache(folder: Path, monkeypatch: pytest.Monkey
     assert len(calls) == 4
 
 
-@pytest.mark.parametrize("changed", ["compiler/legalize.py", "native/image.h", "semantics.py"])
+@pytest.mark.parametrize(
+    "changed", ["compiler/rules.py", "native/image.h", "contract/semantics.py"]
+)
 def test_the_key_depends_on_the_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
@@ -308,7 +311,7 @@ def test_a_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
 # What is imported when it is needed: who a test becomes may not read this environment.
 _BEFORE = """
 import filelock, importlib.util, linecache, platformdirs, shutil, tempfile, tracemalloc
-import relu_ops.manifest
+import relu_ops.bundle.store.manifest
 """
 
 _AS_A_USER = (
@@ -316,7 +319,8 @@ _AS_A_USER = (
     + """
 import os, sys
 from pathlib import Path
-from relu_ops import bundle, cache
+from relu_ops.bundle import store as bundle
+from relu_ops import cache
 folder, key = Path(sys.argv[1]), sys.argv[2]
 held = bundle.read(folder / key)
 os.rename(folder / key, folder / "aside")
@@ -398,7 +402,8 @@ _WITHOUT_A_HOME = (
     _BEFORE
     + """
 import os, sys
-from relu_ops import bundle, cache
+from relu_ops.bundle import store as bundle
+from relu_ops import cache
 held = bundle.read(sys.argv[1])
 os.setgid(54321)
 os.setuid(54321)
@@ -531,7 +536,8 @@ def test_clear_removes_what_the_cache_wrote_and_nothing_else(folder: Path) -> No
 _ONE_OF_MANY = """
 import sys, time
 from pathlib import Path
-from relu_ops import bundle, cache
+from relu_ops.bundle import store as bundle
+from relu_ops import cache
 held = bundle.read(sys.argv[1])
 log = Path(sys.argv[3])
 def make():
@@ -617,7 +623,8 @@ def test_an_operator_from_the_cache_outlives_it(folder: Path) -> None:
 _ROUNDS = """
 import os, sys, time
 from pathlib import Path
-from relu_ops import bundle, cache
+from relu_ops.bundle import store as bundle
+from relu_ops import cache
 held = bundle.read(sys.argv[1])
 folder, processes, rounds = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 
@@ -681,7 +688,8 @@ def test_32_processes_on_100_cold_keys(folder: Path, tmp_path: Path) -> None:
 _KILLED = """
 import os, random, signal, sys, time
 import numpy as np
-from relu_ops import bundle, cache, compiler, graphs, jit
+from relu_ops.bundle import store as bundle
+from relu_ops import cache, compiler, graphs, jit
 from relu_ops.errors import BundleError
 rounds, rng = int(sys.argv[1]), random.Random(0)
 folder = cache.directory()
@@ -762,7 +770,8 @@ def test_killed_at_200_instants(folder: Path) -> None:
 
 _LIMITED = """
 import os, resource, sys
-from relu_ops import bundle, cache
+from relu_ops.bundle import store as bundle
+from relu_ops import cache
 held = bundle.read(sys.argv[1])
 make = lambda: held.contents
 largest = max(map(len, held.contents.values()))
@@ -795,7 +804,8 @@ def test_files_that_may_not_grow(folder: Path, tmp_path: Path) -> None:
 _SMALL_DISK = """
 import os, subprocess, sys
 from pathlib import Path
-from relu_ops import bundle, cache
+from relu_ops.bundle import store as bundle
+from relu_ops import cache
 held = bundle.read(sys.argv[1])
 disk, key = Path(sys.argv[2]), sys.argv[3]
 need = sum(map(len, held.contents.values())) // 1024 + 64

@@ -28,8 +28,8 @@ from cases import (
 )
 from onnx import helper, numpy_helper
 
-from relu_ops import reference
-from relu_ops.semantics import DTYPES, MINIMUM_OPSET, OPERATORS, dtype_name
+from relu_ops.contract import reference
+from relu_ops.contract.semantics import DTYPES, MINIMUM_OPSET, OPERATORS, dtype_name
 
 _ONNX_TYPES = {
     "tensor(float)": "float32",

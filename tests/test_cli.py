@@ -19,8 +19,10 @@ import onnx.parser
 import pytest
 
 import relu_ops
-from relu_ops import bundle, cache, cli, compiler, graphs, manifest, targets
+from relu_ops import cache, cli, compiler, graphs, targets
 from relu_ops.bench import tables
+from relu_ops.bundle import manifest
+from relu_ops.bundle import store as bundle
 from relu_ops.native import _python as native
 from relu_ops.targets import CPU_TARGETS
 

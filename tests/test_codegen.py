@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import capstone
 import pytest
 
-from relu_ops import graphs, ir, targets
-from relu_ops.compiler import codegen, disassembly, frontend, image, layout, schedule_x86
+from relu_ops import graphs, targets
+from relu_ops.compiler import codegen, disassembly, frontend, image, layout
+from relu_ops.compiler.x86 import schedule as schedule_x86
+from relu_ops.contract import ir
 from relu_ops.errors import BuildError
 
 LEVELS = targets.CPU_TARGETS
 REGISTERS = {"x86-64-v2": "xmm", "x86-64-v3": "ymm", "x86-64-v4": "zmm"}
 ENOUGH = REGISTERS | {"x86-64-v4": "ymm"}
-"""Where memory decides: see schedule_x86.py."""
+"""Where memory decides: see compiler/x86/schedule.py."""
 
 SAMPLE = [
     *((name, "x86-64-v3") for name in graphs.MODELS),
@@ -190,7 +192,7 @@ def test_a_fused_product_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None
     """Without the fence behind a product, LLVM does it."""
     from tvm import tirx
 
-    from relu_ops.compiler.legalize import Emitter
+    from relu_ops.compiler.emitter import Emitter
 
     monkeypatch.setattr(Emitter, "product", lambda self, dtype, a, b: tirx.Mul(a, b))
     graph = frontend.import_model(graphs.scale_bias_relu(channels=8))

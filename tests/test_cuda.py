@@ -16,7 +16,9 @@ from onnx import helper, numpy_helper
 
 import relu_ops
 from relu_ops import graphs, targets
-from relu_ops.compiler import codegen_cuda, frontend, nvrtc
+from relu_ops.compiler import frontend
+from relu_ops.compiler.cuda import codegen as codegen_cuda
+from relu_ops.compiler.cuda import nvrtc
 from relu_ops.errors import BuildError, DeviceError, MissingDependencyError
 from relu_ops.targets import CUDA_IS_OFF
 

@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from short_models import constant, model, node, refusal, value
 
-from relu_ops import graphs, ir
+from relu_ops import graphs
 from relu_ops.compiler.frontend import import_model, limits
+from relu_ops.contract import ir
 from relu_ops.errors import ArgumentError, ModelError
 
 INT8 = onnx.TensorProto.INT8

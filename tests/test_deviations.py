@@ -20,9 +20,9 @@ from cases import SPECIALS
 from onnx import helper, numpy_helper
 from test_cells import GROUPS, Draft, drafts, element_type
 
-from relu_ops import reference
 from relu_ops.compiler import frontend
-from relu_ops.semantics import DTYPES
+from relu_ops.contract import reference
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.verification import all_same, deviations, explain, same
 from relu_ops.verification.deviations import DEVIATIONS, Deviation, Node
 from relu_ops.verification.referees import CONTRACT, Referee, referees

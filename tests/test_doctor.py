@@ -12,8 +12,9 @@ from typing import Any
 import children
 import pytest
 
-from relu_ops import doctor, targets
+from relu_ops import targets
 from relu_ops.native import _python as native
+from relu_ops.report import doctor
 from relu_ops.runtime import tuning
 from relu_ops.targets import Machine
 

@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from relu_ops import graphs, reference
+from relu_ops import graphs
 from relu_ops.compiler.frontend import import_model
+from relu_ops.contract import reference
 from relu_ops.errors import ArgumentTypeError, ModelError, UnsupportedError
 
 FLOAT = TensorProto.FLOAT

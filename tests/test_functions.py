@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from onnx import AttributeProto, FunctionProto, NodeProto, helper
 from short_models import constant, function, model, node, opsets, referring, refusal, result, value
 
-from relu_ops import reference
 from relu_ops.compiler.frontend import import_model
+from relu_ops.contract import reference
 
 
 def act(*nodes: NodeProto, call: dict[str, Any] | None = None, **more: Any) -> onnx.ModelProto:

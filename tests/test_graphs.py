@@ -20,8 +20,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 
 from relu_ops import graphs
 from relu_ops.compiler import frontend
+from relu_ops.contract.semantics import OPERATORS
 from relu_ops.errors import ArgumentError, ArgumentTypeError
-from relu_ops.semantics import OPERATORS
 from relu_ops.verification.explain import explain
 from relu_ops.verification.referees import referees
 

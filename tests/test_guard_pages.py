@@ -18,8 +18,9 @@ import pages
 import pytest
 from cases import NEVER, TARGETS, random_array
 
-from relu_ops import compiler, graphs, reference
+from relu_ops import compiler, graphs
 from relu_ops.compiler import frontend
+from relu_ops.contract import reference
 from relu_ops.runtime.threads import Settings
 
 LONGEST = 4100

@@ -22,13 +22,16 @@ import tvm_ffi.libinfo
 from cases import TARGETS, assert_same_bits, random_array
 from onnx import TensorProto, helper, numpy_helper
 
-from relu_ops import graphs, ir, reference, targets
-from relu_ops.compiler import codegen, codegen_cuda, frontend, image, layout, schedule_x86
+from relu_ops import graphs, targets
+from relu_ops.compiler import codegen, frontend, image, layout
+from relu_ops.compiler.cuda import codegen as codegen_cuda
 from relu_ops.compiler.objects import Code, Constants, Reference
-from relu_ops.compiler.schedule import CONTIGUOUS, REPEATED, leaves_of
+from relu_ops.compiler.patterns import CONTIGUOUS, REPEATED, leaves_of
+from relu_ops.compiler.x86 import schedule as schedule_x86
+from relu_ops.contract import ir, reference
+from relu_ops.contract.semantics import DTYPES, SEMANTICS_VERSION
 from relu_ops.errors import ArgumentError, BuildError, UnsupportedError
 from relu_ops.native import _python as native
-from relu_ops.semantics import DTYPES, SEMANTICS_VERSION
 
 NATIVE = Path(__file__).parents[1] / "relu_ops" / "native"
 LEVELS = targets.CPU_TARGETS

@@ -16,9 +16,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import relu_ops
-from relu_ops import bundle as bundles
-from relu_ops import cli, graphs, inspect, targets
-from relu_ops import manifest as manifests
+from relu_ops import cli, graphs, targets
+from relu_ops.bundle import manifest as manifests
+from relu_ops.bundle import store as bundles
 from relu_ops.compiler.disassembly import functions
 from relu_ops.errors import (
     ArgumentError,
@@ -28,6 +28,7 @@ from relu_ops.errors import (
     TargetError,
     UnsupportedError,
 )
+from relu_ops.report import inspect
 from relu_ops.targets import Machine
 
 LEVELS = ["x86-64-v2", "x86-64-v3", "x86-64-v4"]
@@ -177,7 +178,7 @@ for name in ("onnx", "tvm"):
 import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name: None if name in ("onnx", "tvm") else find(name)
-from relu_ops import inspect
+from relu_ops.report import inspect
 description = inspect.describe({str(leaky)!r})
 (operator,) = description["operators"]
 assert operator["graph"] is None and operator["inputs"][0]["name"] == "x"
@@ -536,7 +537,7 @@ def test_machine_code_is_shown_without_onnx_and_tvm(leaky: Path) -> None:
 import sys
 for name in ("onnx", "tvm", "elftools"):
     sys.modules[name] = None
-from relu_ops import inspect
+from relu_ops.report import inspect
 print(inspect.source({str(leaky)!r}, "x86-64-v2", "assembly").count(":\\tret"))
 """
     done = children.run(script)
@@ -619,8 +620,8 @@ def test_machine_code_needs_capstone(leaky: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(MissingDependencyError) as caught:
             inspect.source(look, kind="assembly")
         assert str(caught.value) == (
-            "relu_ops.inspect.source of machine code needs the package capstone, which is not "
-            "installed\nhint: pip install 'relu_ops[inspect]'"
+            "relu_ops.report.inspect.source of machine code needs the package capstone, which is "
+            "not installed\nhint: pip install 'relu_ops[inspect]'"
         )
 
 

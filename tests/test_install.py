@@ -13,6 +13,7 @@ from relu_ops import compiler, graphs
 ROOT = Path(__file__).parents[1]
 LIMIT = 3 * 10**6
 ELSEWHERE = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "wheel", "numpy", "ml_dtypes")
+INSPECT = "relu_ops.report.inspect"
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +114,18 @@ def test_compiling_says_what_to_install(environment: Path, tmp_path: Path) -> No
     [
         ("export", "relu_ops.graphs", "onnx", "compile"),
         ("build BUNDLE/model.onnx --output o", "compiling an operator", "onnx", "compile"),
-        ("inspect BUNDLE --source tir", "relu_ops.inspect.source", "onnx", "compile"),
-        ("inspect BUNDLE --rebuild-check", "relu_ops.inspect.rebuild_check", "onnx", "compile"),
+        ("inspect BUNDLE --source tir", f"{INSPECT}.source", "onnx", "compile"),
+        (
+            "inspect BUNDLE --rebuild-check",
+            f"{INSPECT}.rebuild_check",
+            "onnx",
+            "compile",
+        ),
         ("verify BUNDLE", "relu_ops.verify", "onnx", "verify"),
         ("bench --quick", "relu_ops.bench", "onnx", "bench"),
         ("bench BUNDLE", "relu_ops.bench", "onnx", "bench"),
         ("tune", "relu_ops.graphs", "onnx", "compile"),
-        ("plot BUNDLE --output o.png", "relu_ops.plot", "matplotlib", "plot"),
+        ("plot BUNDLE --output o.png", "relu_ops.report.plot", "matplotlib", "plot"),
     ],
 )
 def test_every_verb_that_needs_more_says_what_to_install(

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import relu_ops
-from relu_ops import graphs, jit, reference
+from relu_ops import graphs, jit
+from relu_ops.contract import reference
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -21,7 +23,6 @@ from relu_ops.errors import (
     BundleError,
     ModelError,
 )
-from relu_ops.semantics import DTYPES
 from relu_ops.verification import random_values, same, special_values
 
 FLOATS = graphs.dtypes("leaky_relu")

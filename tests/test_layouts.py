@@ -41,11 +41,11 @@ _CALLER = """
 import collections, faulthandler, json, sys, warnings
 faulthandler.enable()
 import numpy as np, layouts, relu_ops
-from relu_ops import ir, reference
+from relu_ops.contract import ir, reference
 from relu_ops.compiler import frontend
 from relu_ops.errors import ArgumentError, ArgumentTypeError
 from relu_ops.runtime.threads import Settings, configure
-from relu_ops.semantics import DTYPES
+from relu_ops.contract.semantics import DTYPES
 from cases import same_bits
 warnings.simplefilter("ignore")
 

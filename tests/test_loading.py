@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from cases import fresh
 
-from relu_ops import bundle, compiler, graphs
+from relu_ops import compiler, graphs
+from relu_ops.bundle import store as bundle
 from relu_ops.compiler import disassembly
 from relu_ops.errors import ArgumentError, ArgumentTypeError, BundleError, ReluOpsError
 from relu_ops.native import _python as native

@@ -10,8 +10,10 @@ import pytest
 from cases import TARGETS, compiled, fresh, same_bits
 from onnx import TensorProto, helper
 
-from relu_ops import graphs, inspect, ir, reference
+from relu_ops import graphs
 from relu_ops.compiler import frontend, lookup
+from relu_ops.contract import ir, reference
+from relu_ops.report import inspect
 
 QUANTIZED = [name for name in graphs.MODELS if name.startswith("quantized")]
 

@@ -21,8 +21,9 @@ import onnx.parser
 import pytest
 
 import relu_ops
-from relu_ops import cache, cli, compiler, graphs, inspect
+from relu_ops import cache, cli, compiler, graphs
 from relu_ops.errors import ReluOpsError
+from relu_ops.report import inspect
 
 MODELS = {
     "leaky": graphs.leaky_relu(alpha=0.5),

@@ -24,7 +24,7 @@ import watch
 from onnx import TensorProto, helper
 
 import relu_ops
-from relu_ops.semantics import MINIMUM_OPSET, OPERATORS
+from relu_ops.contract.semantics import MINIMUM_OPSET, OPERATORS
 
 ROOT = Path(relu_ops.__file__).parents[1]
 SECONDS_PER_MODEL = 10

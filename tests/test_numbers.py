@@ -16,9 +16,9 @@ import onnx.parser
 import pytest
 from cases import FLOATS, as_bits, compiled, same_bits
 
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ArgumentError, ArgumentTypeError
 from relu_ops.runtime.operator import Operator
-from relu_ops.semantics import DTYPES
 
 _ONNX_NAMES = {"float32": "float", "float64": "double"}
 

@@ -11,7 +11,8 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from relu_ops import graphs, targets
-from relu_ops.compiler import codegen, frontend, objects, schedule_x86
+from relu_ops.compiler import codegen, frontend, objects
+from relu_ops.compiler.x86 import schedule as schedule_x86
 from relu_ops.errors import BuildError
 
 HINT = "\nhint: relu_ops knows what apache-tvm 0.27 makes of its kernels: install that version"

@@ -23,9 +23,9 @@ from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 
 import relu_ops
+from relu_ops.contract.semantics import DTYPES, MINIMUM_OPSET, OPERATORS
 from relu_ops.errors import ArgumentError, ArgumentTypeError, ModelError, UnsupportedError
 from relu_ops.interop import onnx_backend
-from relu_ops.semantics import DTYPES, MINIMUM_OPSET, OPERATORS
 
 _DTYPES = {helper.np_dtype_to_tensor_dtype(row.numpy) for row in DTYPES.values()}
 

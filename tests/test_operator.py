@@ -33,11 +33,13 @@ import onnx.parser
 import pytest
 from cases import NEVER, fresh, settings
 
-from relu_ops import bundle, compiler, graphs, manifest, targets
+from relu_ops import compiler, graphs, targets
+from relu_ops.bundle import manifest
+from relu_ops.bundle import store as bundle
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ArgumentError, ArgumentTypeError, BundleError
 from relu_ops.runtime import dispatch, tuning
 from relu_ops.runtime.operator import BoundCall, Operator
-from relu_ops.semantics import DTYPES
 from relu_ops.verification import random_values, same, special_values
 
 pytestmark = pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")

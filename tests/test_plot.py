@@ -13,9 +13,10 @@ import pytest
 from onnx import TensorProto, helper
 
 import relu_ops
-from relu_ops import graphs, plot
+from relu_ops import graphs
 from relu_ops.errors import ArgumentError, ArgumentTypeError, MissingDependencyError
-from relu_ops.plot import Curve, derivative_line, function_line
+from relu_ops.report import plot
+from relu_ops.report.plot import Curve, derivative_line, function_line
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 ALPHAS = (0.01, 0.001, 0.1, 1.3, -0.25, 0.0)
@@ -105,7 +106,7 @@ def test_the_derivative_of_a_rectifier_is_exact(alpha: float, dtype: str) -> Non
 
 
 def operator_dtype(operator: relu_ops.Operator) -> np.dtype:
-    from relu_ops.semantics import DTYPES
+    from relu_ops.contract.semantics import DTYPES
 
     return DTYPES[operator.inputs[0].dtype].numpy
 
@@ -204,7 +205,8 @@ def test_both_panels_have_one_range(tmp_path: Path) -> None:
 def test_matplotlib_is_left_as_it_was(tmp_path: Path) -> None:
     script = f"""
 import sys, matplotlib, relu_ops
-from relu_ops import graphs, plot
+from relu_ops import graphs
+from relu_ops.report import plot
 matplotlib.rcParams["font.size"] = 33
 keys = set(matplotlib.rcParams) - {{"backend"}}  # to ask for that one imports pyplot
 before = {{key: matplotlib.rcParams[key] for key in keys}}
@@ -346,7 +348,7 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     with pytest.raises(MissingDependencyError) as caught:
         plot.plot([], "a.png")
     assert str(caught.value) == (
-        "relu_ops.plot needs the package matplotlib, which is not installed\n"
+        "relu_ops.report.plot needs the package matplotlib, which is not installed\n"
         "hint: pip install 'relu_ops[plot]'"
     )
 

@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from relu_ops import reference
 from relu_ops.compiler import frontend
-from relu_ops.semantics import DTYPES, MINIMUM_OPSET, OPERATORS
+from relu_ops.contract import reference
+from relu_ops.contract.semantics import DTYPES, MINIMUM_OPSET, OPERATORS
 from relu_ops.verification import explain
 from relu_ops.verification.referees import ONNX_REFERENCE, referees
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import children
 import pytest
 
-from relu_ops import bundle, compiler, graphs, targets
+from relu_ops import compiler, graphs, targets
+from relu_ops.bundle import store as bundle
 from relu_ops.compiler.disassembly import disassembly
 from relu_ops.targets import CPU_TARGETS
 

@@ -13,8 +13,9 @@ from typing import Any
 import children
 import pytest
 
-from relu_ops import bundle, compiler, graphs, targets
-from relu_ops.bundle import Bundle
+from relu_ops import compiler, graphs, targets
+from relu_ops.bundle import store as bundle
+from relu_ops.bundle.store import Bundle
 from relu_ops.errors import TargetError
 from relu_ops.native import _python as native
 from relu_ops.runtime import dispatch
@@ -280,7 +281,8 @@ def test_no_image_is_mapped_that_cannot_run() -> None:
     """Reading a bundle maps nothing; nor does a refusal."""
     code = """
 from pathlib import Path
-from relu_ops import bundle, compiler, graphs
+from relu_ops.bundle import store as bundle
+from relu_ops import compiler, graphs
 from relu_ops.errors import TargetError
 from relu_ops.runtime import dispatch
 files = compiler.make(graphs.relu(), ["x86-64-v2", "x86-64-v3", "x86-64-v4"])

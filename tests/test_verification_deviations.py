@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper
 from test_verification_shapes import model_of, spoiled
 
-from relu_ops import graphs, ir
+from relu_ops import graphs
 from relu_ops.compiler import frontend
-from relu_ops.semantics import DTYPES, OPERATORS
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import DTYPES, OPERATORS
 from relu_ops.verification import deviations, verify
 from relu_ops.verification.deviations import Deviation
 from relu_ops.verification.referees import ONNX_REFERENCE, ONNXRUNTIME

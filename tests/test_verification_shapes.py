@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from relu_ops import compiler, graphs, ir, reference, verification
+from relu_ops import compiler, graphs, verification
 from relu_ops.compiler import frontend
+from relu_ops.contract import ir, reference
 from relu_ops.runtime.operator import Operator
 from relu_ops.verification import calls, cases, checking, same, verify
 from relu_ops.verification.shapes import cut, shapes

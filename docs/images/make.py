@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import relu_ops
-from relu_ops.plot import Curve, Line, derivative_line, draw, plot
+from relu_ops.report.plot import Curve, Line, derivative_line, draw, plot
 
 
 def rectifiers() -> list[Curve]:

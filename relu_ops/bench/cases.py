@@ -1,6 +1,6 @@
 """The benchmark's cases: each graph, the dtypes and the data that it is timed on.
 
-One table. What each peer does for a case is the row of the same graph in `idioms`; shapes follow
+One table. What each peer does for a case is the row of the same graph in `peers`; shapes follow
 from what the graph declares and from a number of elements, by one rule.
 """
 
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relu_ops import reference
+from relu_ops.contract import reference
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ArgumentError, choice
-from relu_ops.semantics import DTYPES
 from relu_ops.verification import special_values
 
 if TYPE_CHECKING:
-    from relu_ops import ir
+    from relu_ops.contract import ir
 
 ALIGNMENT = 64
 """Every array begins at a cache line: no peer is slowed down by where an array happens to lie."""
@@ -39,7 +39,7 @@ class Case:
 
     Attributes:
         name: The name in records and on the command line.
-        graph: The key of `idioms`; "" for a model that none fits.
+        graph: The key of the idioms of `peers`; "" for a model that none fits.
         formula: What it computes, for people.
         dtypes: In which dtypes the committed record has it.
         make: Makes the model for a dtype.

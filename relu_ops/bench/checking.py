@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from relu_ops.bench.cases import Case
-from relu_ops.bench.peers import WRONG, Prepared, Skipped
+from relu_ops.bench.peers.problem import WRONG, Prepared, Skipped
 from relu_ops.verification import same
 
 ROUNDING, ZERO_SIGN, SUBNORMAL, NAN, VALUE = "rounding", "zero sign", "subnormal", "nan", "value"

@@ -13,7 +13,7 @@ from typing import Any
 from relu_ops import targets
 from relu_ops.bench import cases, limit, peers, plots, record, runner, tables
 from relu_ops.bench.cases import CASES, Case
-from relu_ops.bench.peers import Skipped
+from relu_ops.bench.peers.problem import Skipped
 from relu_ops.bench.record import MODES, WARM, Record
 from relu_ops.bench.runner import ALL_SIZES, Group, Settings
 from relu_ops.errors import ArgumentError, require
@@ -84,7 +84,7 @@ def _subjects(options: argparse.Namespace) -> _Subjects:
 
 def _of_path(path: Path) -> _Subjects:
     """The case of a model file or those of a bundle, which has operators; a model gets one."""
-    from relu_ops import bundle as bundles
+    from relu_ops.bundle import store as bundles
     from relu_ops.compiler import frontend
     from relu_ops.runtime import dispatch
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from relu_ops.bench import cases, environment
-from relu_ops.bench.peers import NOT_INSTALLED, UNSUPPORTED, Skipped
+from relu_ops.bench.peers.problem import NOT_INSTALLED, UNSUPPORTED, Skipped
 from relu_ops.native import _python
 
 # A streaming store never wins where everything fits into a core's own cache, nor a second thread

@@ -1,7 +1,7 @@
 """Draws records: bandwidth over size, the lead over the best peer, and figures of processes.
 
-In the look of `relu_ops.plot`. Nothing here changes matplotlib's global state, and equal records
-give equal bytes.
+In the look of `relu_ops.report.plot`. Nothing here changes matplotlib's global state, and equal
+records give equal bytes.
 """
 
 from __future__ import annotations

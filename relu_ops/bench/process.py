@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relu_ops.bench import litert, peers, record
+from relu_ops.bench import peers, record
+from relu_ops.bench.peers import litert
 from relu_ops.bench.record import Process
 from relu_ops.errors import MissingDependencyError
 from relu_ops.native import _python

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from relu_ops import targets
-from relu_ops.bench import cases, checking, cuda, environment, limit, peers, process, record
+from relu_ops.bench import cases, checking, environment, limit, peers, process, record
 from relu_ops.bench.cases import Case
-from relu_ops.bench.peers import Prepared, Problem, Skipped
+from relu_ops.bench.peers import cuda
+from relu_ops.bench.peers.problem import Prepared, Problem, Skipped
 from relu_ops.bench.record import COLD, CONSUME, LIMIT, WARM, Built, Deviation, Record, Skip, Timing
 from relu_ops.errors import ArgumentError, ReluOpsError, TargetError
 from relu_ops.runtime import threads as thread_settings

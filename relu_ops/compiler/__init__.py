@@ -1,6 +1,6 @@
 """The compiler: ONNX models in, a bundle out.
 
-Five steps, one module each: frontend (ONNX to graph), legalize (graph to exact expressions),
+Five steps, one module each: frontend (ONNX to graph), rules (graph to exact expressions),
 schedule (expressions to loops), codegen (loops to objects), image (objects to an image of one
 target); and the bundle that holds it all. Imports onnx and TVM, when something is compiled; nothing
 that runs a bundle comes here.
@@ -14,17 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from relu_ops import bundle as bundles
-from relu_ops import ir, log
+from relu_ops import log
 from relu_ops import targets as known_targets
+from relu_ops.bundle import store as bundles
 from relu_ops.compiler.toolchain import producer
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import SEMANTICS_VERSION
 from relu_ops.errors import ArgumentError, ArgumentTypeError, BuildError, ReluOpsError, require
-from relu_ops.semantics import SEMANTICS_VERSION
 from relu_ops.targets import Target
 
 if TYPE_CHECKING:
+    from relu_ops.bundle.manifest import Manifest
     from relu_ops.compiler.frontend import Model
-    from relu_ops.manifest import Manifest
 
 __all__ = ["build", "make"]
 
@@ -69,7 +70,7 @@ def make(model: Model | Mapping[str, Model], targets: Sequence[str] | str) -> di
     chosen = _resolved(targets)
     operators = _operators(model)
     # TVM takes a second to import: what is refused is refused before.
-    from relu_ops import manifest as manifests
+    from relu_ops.bundle import manifest as manifests
     from relu_ops.compiler import image
 
     files = manifests.model_files([name for name, _, _ in operators])
@@ -127,7 +128,7 @@ def _imported(model: Model) -> tuple[bytes, ir.Graph]:
 
 def _printable(graph: ir.Graph) -> ir.Graph:
     """The graph with names that messages and terminals can bear."""
-    from relu_ops.manifest import printable
+    from relu_ops.bundle.manifest import printable
 
     def shown(shape: ir.Shape | None) -> ir.Shape | None:
         if shape is None:
@@ -167,7 +168,7 @@ def _resolved(names: Sequence[str] | str) -> list[Target]:
 
 
 def _manifest(names: Sequence[str], files: Sequence[str], chosen: Sequence[Target]) -> Manifest:
-    from relu_ops import manifest as manifests
+    from relu_ops.bundle import manifest as manifests
 
     images = (
         manifests.ImageEntry(

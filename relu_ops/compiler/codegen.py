@@ -17,10 +17,10 @@ from typing import IO, Any
 
 import tvm
 
-from relu_ops import ir
-from relu_ops.compiler import schedule_x86
 from relu_ops.compiler.layout import LINE
-from relu_ops.compiler.schedule_x86 import Kernel
+from relu_ops.compiler.x86 import schedule as schedule_x86
+from relu_ops.compiler.x86.schedule import Kernel
+from relu_ops.contract import ir
 from relu_ops.errors import BuildError
 from relu_ops.targets import Target
 
@@ -82,7 +82,7 @@ def sources(graph: ir.Graph, target: Target) -> Sources:
 
 
 def _module(kernels: Sequence[Kernel], target: Target) -> Any:
-    """Run TVM's LLVM code generation, with no simplifier before it (see legalize)."""
+    """Run TVM's LLVM code generation, with no simplifier before it (see emitter)."""
     options = {"mtriple": _TRIPLE, "mcpu": target.name, "cl-opt": _LLVM_OPTIONS}
     tvm_target = tvm.target.Target({"kind": "llvm", **options})
     made = {name_of(f): f.with_attr("target", tvm_target) for f in functions(kernels)}

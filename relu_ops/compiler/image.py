@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from relu_ops import ir
-from relu_ops.compiler import codegen, layout, objects, schedule_x86
+from relu_ops.compiler import codegen, layout, objects
 from relu_ops.compiler.layout import LINE
 from relu_ops.compiler.objects import Code
-from relu_ops.compiler.schedule import Leaf, leaves_of
-from relu_ops.compiler.schedule_x86 import Kernel
+from relu_ops.compiler.patterns import Leaf, leaves_of
+from relu_ops.compiler.x86 import schedule as schedule_x86
+from relu_ops.compiler.x86.schedule import Kernel
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import DTYPES, SEMANTICS_VERSION, dlpack_type
 from relu_ops.errors import ArgumentError, BuildError, UnsupportedError
 from relu_ops.native import _python as native
-from relu_ops.semantics import DTYPES, SEMANTICS_VERSION, dlpack_type
 from relu_ops.targets import CUDA_IS_OFF, Target
 
 _ANY = -1

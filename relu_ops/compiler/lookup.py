@@ -22,9 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from relu_ops import ir, reference
-from relu_ops.compiler.schedule import leaves_of
-from relu_ops.semantics import DTYPES
+from relu_ops.compiler.patterns import leaves_of
+from relu_ops.contract import ir, reference
+from relu_ops.contract.semantics import DTYPES
 
 WORDS = 32
 """Words of two bytes in the vectors of AVX-512."""

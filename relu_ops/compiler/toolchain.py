@@ -17,7 +17,7 @@ from relu_ops._version import __version__
 _PACKAGES = ("apache-tvm", "ml_dtypes", "numpy", "onnx")
 
 # What runs, measures and shows operators compiles none. A folder that is new counts.
-_APART = {"bench", "interop", "runtime"}
+_APART = {"bench", "interop", "report", "runtime"}
 
 
 def producer() -> dict[str, str]:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relu_ops.contract.semantics import DTYPES, dtype_name
 from relu_ops.errors import ArgumentError, ArgumentTypeError
 from relu_ops.native._python import LIMITS
 from relu_ops.runtime import carried, memory
-from relu_ops.semantics import DTYPES, dtype_name
 
 if TYPE_CHECKING:
     from relu_ops.runtime.operator import Tensor

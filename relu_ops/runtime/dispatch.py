@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from relu_ops import bundle as bundles
 from relu_ops import log
-from relu_ops.bundle import Bundle
+from relu_ops.bundle import store as bundles
+from relu_ops.bundle.store import Bundle
 from relu_ops.errors import ArgumentError, ArgumentTypeError, DeviceError
 from relu_ops.runtime import threads
 from relu_ops.runtime.operator import Operator

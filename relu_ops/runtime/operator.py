@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from relu_ops.contract.semantics import DTYPES, dlpack_type
 from relu_ops.errors import ArgumentError, ArgumentTypeError, counted
 from relu_ops.native._python import BoundCall, Operator
 from relu_ops.runtime import arrays
 from relu_ops.runtime.threads import check_count, heed_tuning
-from relu_ops.semantics import DTYPES, dlpack_type
 
 __all__ = ["BoundCall", "Operator", "Tensor"]
 
@@ -228,7 +228,7 @@ def _restored(
     path: str, contents: dict[str, bytes], name: str, target: str | None, kind: type[Operator]
 ) -> Operator:
     """Unpickle: the files are checked against their digests as if they came from a directory."""
-    from relu_ops import bundle as bundles
+    from relu_ops.bundle import store as bundles
 
     held = bundles.from_contents(path, contents)
     heed_tuning()

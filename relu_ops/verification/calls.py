@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from relu_ops import ir
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.runtime.operator import Operator
-from relu_ops.semantics import DTYPES
 from relu_ops.verification.cases import Case, tiles
 from relu_ops.verification.shapes import Shape, output_shapes
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from relu_ops import ir
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import DTYPES, Dtype
 from relu_ops.errors import ArgumentError
-from relu_ops.semantics import DTYPES, Dtype
 from relu_ops.verification.shapes import Shape, cut, shapes
 
 PATTERNS = 1 << 22

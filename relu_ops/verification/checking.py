@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from relu_ops import bundle as bundles
 from relu_ops import targets
+from relu_ops.bundle import store as bundles
 from relu_ops.errors import ArgumentError, ArgumentTypeError, TargetError, require
 from relu_ops.runtime import dispatch
 from relu_ops.runtime.operator import Operator

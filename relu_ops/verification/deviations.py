@@ -18,8 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from relu_ops import reference
-from relu_ops.semantics import DTYPES, dtype_name
+from relu_ops.contract import reference
+from relu_ops.contract.semantics import DTYPES, dtype_name
 from relu_ops.verification.compare import same
 from relu_ops.verification.referees import ONNX_REFERENCE, ONNXRUNTIME
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from relu_ops import ir, reference
+from relu_ops.contract import ir, reference
+from relu_ops.contract.semantics import DTYPES, dtype_name
 from relu_ops.errors import ModelError
-from relu_ops.semantics import DTYPES, dtype_name
 from relu_ops.verification import deviations
 from relu_ops.verification.compare import all_same, same, show_bits, show_operand
 from relu_ops.verification.deviations import Node

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from relu_ops import ir
+from relu_ops.contract import ir
 from relu_ops.verification.cases import Case, tiles
 from relu_ops.verification.compare import all_same, same, show_bits, show_operand, ulp_distance
 from relu_ops.verification.explain import explain

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from relu_ops import ir, reference
+from relu_ops.contract import ir, reference
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import require
-from relu_ops.semantics import DTYPES
 
 CONTRACT = "NumPy reference"
 """The name of the referee that all others are held against."""

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from relu_ops import ir
+from relu_ops.contract import ir
 
 Shape = tuple[int, ...]
 

@@ -12,11 +12,11 @@ operator means) and `shapes` (whether the declared shapes can work).
 
 from __future__ import annotations
 
-from relu_ops import ir
 from relu_ops.compiler.frontend.check import check_model
 from relu_ops.compiler.frontend.importer import Importer
 from relu_ops.compiler.frontend.operators import HANDLERS
 from relu_ops.compiler.frontend.read import Model, read_model
+from relu_ops.contract import ir
 
 __all__ = ["HANDLERS", "Model", "check_model", "import_model", "read_model"]
 

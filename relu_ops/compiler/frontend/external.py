@@ -13,11 +13,11 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from relu_ops import ir
 from relu_ops.compiler.frontend import limits
 from relu_ops.compiler.frontend.scope import ELEMENT_TYPES, check_tensor
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ModelError, UnsupportedError
-from relu_ops.semantics import DTYPES
 
 _COPY = "copy the model and its data into one folder, as files, for example with cp -L"
 

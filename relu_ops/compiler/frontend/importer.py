@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import onnx.helper
 
-from relu_ops import ir, reference
 from relu_ops.compiler.frontend import limits, shapes
 from relu_ops.compiler.frontend.check import array_of, check_constant, check_node, check_types
 from relu_ops.compiler.frontend.functions import Functions, enter
@@ -26,8 +25,9 @@ from relu_ops.compiler.frontend.scope import (
     opsets_of,
     schema_of,
 )
+from relu_ops.contract import ir, reference
+from relu_ops.contract.semantics import DTYPES, OPERATORS
 from relu_ops.errors import ModelError, UnsupportedError
-from relu_ops.semantics import DTYPES, OPERATORS
 
 _SCALAR = ir.Term(None)
 """What a scalar constant gives to a shape: nothing."""

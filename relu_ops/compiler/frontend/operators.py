@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
-from relu_ops import ir, reference
 from relu_ops.compiler.frontend import shapes
 from relu_ops.compiler.frontend.check import array_of
 from relu_ops.compiler.frontend.limits import DECLARED_RANK
@@ -22,6 +21,7 @@ from relu_ops.compiler.frontend.scope import (
     Frame,
     element_type_name,
 )
+from relu_ops.contract import ir, reference
 from relu_ops.errors import ModelError, UnsupportedError
 
 

@@ -13,8 +13,8 @@ import onnx
 import onnx.defs
 from onnx import AttributeProto, TensorProto
 
+from relu_ops.contract.semantics import DTYPES, MINIMUM_OPSET, OPERATORS
 from relu_ops.errors import ModelError, UnsupportedError
-from relu_ops.semantics import DTYPES, MINIMUM_OPSET, OPERATORS
 
 ONNX_NAMES = {"float32": "float", "float64": "double"}
 """ONNX's names of the dtypes that it calls otherwise."""

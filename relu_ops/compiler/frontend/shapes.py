@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from relu_ops import ir
+from relu_ops.contract import ir
 
 Symbol = str | tuple[int, int]
 """A dimension's name; or an input and the axis, counted from its last, of one that has none."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from relu_ops.bench import idioms
-from relu_ops.bench.frameworks import as_torch, from_torch, idiom
-from relu_ops.bench.peers import NO_DEVICE, Prepared, Problem, Skipped
+from relu_ops.bench.peers import torch as eager
+from relu_ops.bench.peers.problem import NO_DEVICE, Arrays, Call, Prepared, Problem, Skipped, idiom
+from relu_ops.bench.peers.torch import as_torch, from_torch
 
 _ABSENT = Skipped(NO_DEVICE, "torch sees no CUDA device")
 
@@ -74,7 +74,7 @@ def torch_eager(problem: Problem) -> Prepared | Skipped:
     if ready is None:
         return _ABSENT
     torch, inputs, y = ready
-    call = idiom(idioms.TORCH, problem)(torch, inputs, y, problem.case.alpha)
+    call = idiom(eager.IDIOMS, problem)(torch, inputs, y, problem.case.alpha)
     if call() is y:
         return _prepared(torch, problem, y, call)
     dtype = problem.outs[0].dtype
@@ -89,7 +89,7 @@ def torch_compiled(problem: Problem) -> Prepared | Skipped:
     if ready is None:
         return _ABSENT
     torch, inputs, y = ready
-    expression, alpha = idiom(idioms.TORCH_EXPRESSIONS, problem), problem.case.alpha
+    expression, alpha = idiom(eager.EXPRESSIONS, problem), problem.case.alpha
 
     def function(out: Any, *arguments: Any) -> None:
         out.copy_(expression(torch, alpha, *arguments))
@@ -97,6 +97,28 @@ def torch_compiled(problem: Problem) -> Prepared | Skipped:
     torch._dynamo.reset()
     compiled = torch.compile(function, dynamic=False, fullgraph=True)
     return _prepared(torch, problem, y, lambda: compiled(y, *inputs))
+
+
+# CuPy: (cupy, inputs, y, alpha) -> call.
+_CUPY: dict[str, Callable[[Any, Arrays, Any, float], Call]] = {
+    "relu": lambda cupy, x, y, _: lambda: cupy.maximum(x[0], 0, out=y),
+    "leaky_relu": lambda cupy, x, y, alpha: _cupy(cupy, "x", "x < 0 ? T({0}) * x : x", x, y, alpha),
+    "relu_grad": lambda cupy, x, y, _: _cupy(cupy, "dy, x", "x > 0 ? dy : T(0)", x, y, 0),
+    "add_relu": lambda cupy, x, y, _: _cupy(cupy, "a, b", "a + b < T(0) ? T(0) : a + b", x, y, 0),
+    "scale_bias_leaky_relu": lambda cupy, x, y, alpha: _cupy(
+        cupy, "x, s, b", "x * s + b < T(0) ? T({0}) * (x * s + b) : x * s + b", x, y, alpha
+    ),
+    "relu6": lambda cupy, x, y, _: lambda: cupy.clip(x[0], 0, 6, out=y),
+    "prelu": lambda cupy, x, y, _: _cupy(cupy, "x, s", "x < 0 ? s * x : x", x, y, 0),
+}
+
+
+def _cupy(cupy: Any, names: str, expression: str, inputs: Arrays, y: Any, alpha: float) -> Call:
+    """One fused kernel, which is how CuPy's documentation says to write a chain."""
+    declared = ", ".join(f"T {name.strip()}" for name in names.split(","))
+    body = f"y = {expression.format(repr(float(np.float32(alpha))))}"
+    kernel = cupy.ElementwiseKernel(declared, "T y", body, "benchmark")
+    return lambda: kernel(*inputs, y)
 
 
 def cupy(problem: Problem) -> Prepared | Skipped:
@@ -109,7 +131,7 @@ def cupy(problem: Problem) -> Prepared | Skipped:
     torch, inputs, y = ready
     stream = cupy_module.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
     arrays = [cupy_module.from_dlpack(x) for x in inputs]
-    make = idiom(idioms.CUPY, problem)
+    make = idiom(_CUPY, problem)
     inner = make(cupy_module, arrays, cupy_module.from_dlpack(y), problem.case.alpha)
     stream.use()
     return _prepared(torch, problem, y, inner)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relu_ops import ir
+from relu_ops.contract import ir
 
 CONTIGUOUS, REPEATED, STRIDED = 1, 0, -1
 """How an operand lies inside a row; the first two are the stride itself."""

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relu_ops import bundle as bundles
-from relu_ops import manifest as manifests
 from relu_ops import targets
-from relu_ops.bundle import Bundle
+from relu_ops.bundle import manifest as manifests
+from relu_ops.bundle import store as bundles
+from relu_ops.bundle.manifest import Manifest, printable
+from relu_ops.bundle.store import Bundle
 from relu_ops.compiler.disassembly import disassembly
 from relu_ops.errors import (
     ArgumentError,
@@ -25,7 +26,6 @@ from relu_ops.errors import (
     UnsupportedError,
     require,
 )
-from relu_ops.manifest import Manifest, printable
 from relu_ops.targets import Target
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ and CUDA C++."""
 _SHOWN_VALUES = 8
 """A tensor with more values than this is shown by its dtype and shape alone."""
 
-_PURPOSE = "relu_ops.inspect"
+_PURPOSE = "relu_ops.report.inspect"
 
 
 def describe(path_or_model: Model | Bundle) -> dict[str, Any]:
@@ -108,7 +108,8 @@ def source(
         return disassembly(held.image(chosen.name), operator)
     for package in ("onnx", "tvm"):
         require(package, "compile", f"{_PURPOSE}.source")
-    from relu_ops.compiler import codegen, codegen_cuda, frontend, image
+    from relu_ops.compiler import codegen, frontend, image
+    from relu_ops.compiler.cuda import codegen as codegen_cuda
 
     graph = frontend.import_model(held.model(operator) if held and operator else path_or_model)
     if kind == "assembly":

@@ -15,11 +15,12 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from relu_ops import ir
-from relu_ops.compiler import nvrtc, schedule_cuda
 from relu_ops.compiler.codegen import LOCK
-from relu_ops.compiler.schedule import leaves_of
-from relu_ops.compiler.schedule_cuda import Kernel
+from relu_ops.compiler.cuda import nvrtc
+from relu_ops.compiler.cuda import schedule as schedule_cuda
+from relu_ops.compiler.cuda.schedule import Kernel
+from relu_ops.compiler.patterns import leaves_of
+from relu_ops.contract import ir
 from relu_ops.errors import BuildError
 from relu_ops.targets import Target
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ArgumentError, ArgumentTypeError, ReluOpsError, require
 from relu_ops.runtime.operator import Operator
-from relu_ops.semantics import DTYPES
 
 if TYPE_CHECKING:
     import onnx
@@ -134,7 +134,7 @@ def plot(
         ArgumentError: The range, the number of points or the suffix is wrong, an operator has
             not one input and one output, or the file cannot be written.
     """
-    require("matplotlib", "plot", "relu_ops.plot")
+    require("matplotlib", "plot", "relu_ops.report.plot")
     _format_of(path)
     _check_range(low, high, points)
     curves = [_curve(entry) for entry in operators]
@@ -158,7 +158,7 @@ def companion(operator: Operator) -> Operator | None:
         where it cannot be compiled here.
     """
     try:
-        require("onnx", "compile", "relu_ops.plot.companion")
+        require("onnx", "compile", "relu_ops.report.plot.companion")
         from relu_ops import jit
         from relu_ops.compiler import frontend
 
@@ -392,7 +392,7 @@ def draw(
         MissingDependencyError: matplotlib is not installed.
         ArgumentError: The suffix is another, or the file cannot be written.
     """
-    require("matplotlib", "plot", "relu_ops.plot")
+    require("matplotlib", "plot", "relu_ops.report.plot")
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -21,11 +21,11 @@ import numpy as np
 from tvm import ir as tvm_ir
 from tvm import tirx
 
-from relu_ops import ir
-from relu_ops.compiler import legalize, lookup
-from relu_ops.compiler.legalize import Emitter, Operand
-from relu_ops.compiler.schedule import REPEATED, STRIDED, leaves_of, pattern_sets
-from relu_ops.semantics import DTYPES
+from relu_ops.compiler import lookup, rules
+from relu_ops.compiler.emitter import Emitter, Operand, storage_type
+from relu_ops.compiler.patterns import REPEATED, STRIDED, leaves_of, pattern_sets
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.targets import Target
 
 _SMALLEST_STREAM = 16
@@ -111,7 +111,7 @@ class _Scheduler:
         self.buffers = [
             tirx.decl_buffer(
                 (1 << 60,),
-                legalize.storage_type(dtype),
+                storage_type(dtype),
                 name=f"operand_{k}",
                 # Operands are aligned to their element, no more: NumPy promises nothing else.
                 data_alignment=DTYPES[dtype].itemsize,
@@ -145,10 +145,7 @@ class _Scheduler:
 
     def _pointers(self, table: Any) -> list[Any]:
         """Load the operands' addresses, and declare what lies there."""
-        types = [
-            tvm_ir.PointerType(tvm_ir.PrimType(legalize.storage_type(dtype)))
-            for dtype in self.dtypes
-        ]
+        types = [tvm_ir.PointerType(tvm_ir.PrimType(storage_type(dtype))) for dtype in self.dtypes]
         pointers = [tirx.Var(f"data_{k}", pointer) for k, pointer in enumerate(types)]
         declared = [
             tirx.DeclBuffer(buffer, data=pointer)
@@ -214,7 +211,7 @@ class _Scheduler:
         statements: list[Any] = []
         for k, leaf in enumerate(self.leaves):
             if self.patterns[k] == REPEATED:
-                storage = legalize.storage_type(leaf.dtype)
+                storage = storage_type(leaf.dtype)
                 var = tirx.Var(f"repeated_{k}", storage)
                 position = tirx.Mul(self.row, self.row_strides[k])
                 statements.append(tirx.Bind(var, tirx.BufferLoad(self.buffers[k], [position])))
@@ -256,7 +253,7 @@ class _Scheduler:
             value = emitter.stored(result)
             if self.stream and lanes == self.lanes:
                 element = tirx.BufferLoad(self.buffers[k], [self._index(k, start, 1)])
-                storage = legalize.storage_type(result.dtype)
+                storage = storage_type(result.dtype)
                 stored = emitter.streamed(storage, tirx.address_of(element), value)
                 statements.append(tirx.Evaluate(stored))
             else:
@@ -266,7 +263,7 @@ class _Scheduler:
     def _lower(self, emitter: Emitter, start: Any) -> list[Operand]:
         if self.table is None:
             leaf = functools.partial(self._operand, emitter, start)
-            return legalize.lower(self.graph, emitter, leaf)
+            return rules.lower(self.graph, emitter, leaf)
         emitter.fills_registers = True
         x = emitter.loaded(self.leaves[0].dtype, self._load(0, start, emitter.lanes))
         name, text = lookup.function_of(self.table, emitter.lanes)

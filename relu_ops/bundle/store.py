@@ -23,7 +23,7 @@ from relu_ops.native import _python as native
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from relu_ops.manifest import Manifest
+    from relu_ops.bundle.manifest import Manifest
 
 SUMS = "SHA256SUMS"
 
@@ -67,7 +67,7 @@ class Bundle:
         Raises:
             BundleError: The manifest is none, or names other files than there are.
         """
-        from relu_ops import manifest
+        from relu_ops.bundle import manifest
 
         try:
             found = manifest.decode(self.contents.get(manifest.FILE, b""))
@@ -186,7 +186,7 @@ def pack(manifest: Manifest, contents: Mapping[str, bytes]) -> dict[str, bytes]:
     Returns:
         Those, the manifest and SHA256SUMS, by name.
     """
-    from relu_ops.manifest import FILE, encode
+    from relu_ops.bundle.manifest import FILE, encode
 
     files = dict(sorted({**contents, FILE: encode(manifest)}.items()))
     lines = [f"{digest_of(content)}  {name}\n" for name, content in files.items()]
@@ -238,7 +238,7 @@ def is_bundle(path: Path) -> bool:
 
     The files themselves may be missing or damaged: only what could be somebody's other work counts.
     """
-    from relu_ops.manifest import FILE, decode
+    from relu_ops.bundle.manifest import FILE, decode
 
     if path.is_symlink():
         return False

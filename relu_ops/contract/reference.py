@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from relu_ops import ir
-from relu_ops.semantics import DTYPES, Dtype, dtype_name
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import DTYPES, Dtype, dtype_name
 
 Array = np.ndarray
 

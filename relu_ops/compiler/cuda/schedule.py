@@ -25,11 +25,12 @@ from typing import Any
 from tvm import ir as tvm_ir
 from tvm import tirx
 
-from relu_ops import ir
-from relu_ops.compiler import legalize
-from relu_ops.compiler.legalize import CudaEmitter, Operand
-from relu_ops.compiler.schedule import REPEATED, STRIDED, leaves_of, pattern_sets
-from relu_ops.semantics import DTYPES
+from relu_ops.compiler import rules
+from relu_ops.compiler.cuda.emitter import CudaEmitter
+from relu_ops.compiler.emitter import Operand, storage_type
+from relu_ops.compiler.patterns import REPEATED, STRIDED, leaves_of, pattern_sets
+from relu_ops.contract import ir
+from relu_ops.contract.semantics import DTYPES
 
 THREADS = 256
 """Threads of a block: eight blocks fill a multiprocessor of 2048 threads."""
@@ -120,7 +121,7 @@ class _Scheduler:
             graph.values[output.value].dtype for output in graph.outputs
         ]
         self.operands = range(len(self.dtypes))
-        self.storage = [legalize.storage_type(dtype) for dtype in self.dtypes]
+        self.storage = [storage_type(dtype) for dtype in self.dtypes]
         self.buffers = [
             tirx.decl_buffer(
                 (1 << 60,), storage, name=f"operand_{k}", data_alignment=DTYPES[dtype].itemsize
@@ -375,7 +376,7 @@ class _Scheduler:
             k = next(k for k, own in enumerate(self.leaves) if (own.value, own.view) == leaf)
             return emitter.loaded(self.leaves[k].dtype, load(k))
 
-        results = legalize.lower(self.graph, emitter, operand)
+        results = rules.lower(self.graph, emitter, operand)
         values = [emitter.stored(result) for result in results]
         first = len(self.leaves)
         return _block(statements + [store(k, value) for k, value in enumerate(values, first)])

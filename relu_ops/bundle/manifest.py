@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from relu_ops import targets
+from relu_ops.contract.semantics import SEMANTICS_VERSION
 from relu_ops.errors import BundleError
-from relu_ops.semantics import SEMANTICS_VERSION
 
 FORMAT_VERSION = 2
 """Raised when the files of a bundle, or what stands in them, change; see docs/bundle.md."""

@@ -9,79 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-
-from relu_ops.bench.cases import Case
+from relu_ops.bench.peers.problem import NOT_INSTALLED, UNSUPPORTED, Prepared, Problem, Skipped
 from relu_ops.errors import ReluOpsError, choice
-
-NOT_INSTALLED, UNSUPPORTED, WRONG, NO_DEVICE = "not installed", "unsupported", "wrong", "no device"
-"""Why a peer may be left out."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a peer is to compute.
-
-    Attributes:
-        case: The row of the table.
-        dtype: Of the model.
-        target: The level that compilers among the peers generate code for.
-        proto: The ONNX model.
-        operator: The same, compiled by relu_ops for the target.
-        inputs: The input arrays.
-        outs: The output arrays, made and touched before.
-        threads: How many threads a peer may use.
-    """
-
-    case: Case
-    dtype: str
-    target: str
-    proto: Any
-    operator: Any
-    inputs: Sequence[np.ndarray]
-    outs: Sequence[np.ndarray]
-    threads: int
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A peer that does not take part, and why.
-
-    Attributes:
-        kind: One of the constants above.
-        reason: In one line.
-        hint: What to do about it, or "".
-    """
-
-    kind: str
-    reason: str
-    hint: str = ""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A peer that is ready.
-
-    Attributes:
-        call: Computes once; gives whatever the peer gives.
-        outputs: From what the call gave to the NumPy arrays that it wrote.
-        allocates: True where every call makes its outputs anew.
-        seconds: Times so many calls and gives the seconds of all, where the host's clock does not
-            tell (a device); None for the host's clock.
-        keep: What has to stay alive.
-        fill: Puts values into the outputs before a check, where they are not NumPy's to write.
-    """
-
-    call: Callable[[], Any]
-    outputs: Callable[[Any], Sequence[np.ndarray]]
-    allocates: bool = False
-    seconds: Callable[[int], float] | None = None
-    keep: tuple[Any, ...] = field(default=(), repr=False)
-    fill: Callable[[Sequence[np.ndarray]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +24,7 @@ class Peer:
         title: The name in pictures.
         package: As pip installs it; relu_ops itself for its own rows.
         module: What is imported.
-        prepare: "module:function" of relu_ops.bench, which makes a Prepared of a Problem.
+        prepare: "module:function" of relu_ops.bench.peers, which makes a Prepared of a Problem.
         device: "cpu" or "cuda".
         by_target: Whether it generates other code for another target.
     """
@@ -123,19 +54,19 @@ _OWN, _ORT, _T = "relu_ops", "onnxruntime", "torch"
 PEERS: dict[str, Peer] = {
     row.name: row
     for row in (
-        Peer("relu_ops", "relu_ops, bound", _OWN, _OWN, "engines:bound", "cpu", True),
-        Peer("relu_ops_out", "relu_ops, out=y", _OWN, _OWN, "engines:out", "cpu", True),
-        Peer("relu_ops_new", "relu_ops, y = op(x)", _OWN, _OWN, "engines:new", "cpu", True),
-        Peer("numpy", "NumPy", "numpy", "numpy", "frameworks:numpy"),
-        Peer("onnxruntime", "onnxruntime, bound", _ORT, _ORT, "engines:onnxruntime_bound"),
-        Peer("onnxruntime_run", "onnxruntime, run", _ORT, _ORT, "engines:onnxruntime_run"),
-        Peer("tvm", "TVM, stock", "apache-tvm", "tvm", "engines:tvm", "cpu", True),
-        Peer("torch", "torch", _T, _T, "frameworks:torch_eager"),
-        Peer("torch_compile", "torch.compile", _T, _T, "frameworks:torch_compiled"),
-        Peer("numba", "numba", "numba", "numba", "frameworks:numba"),
-        Peer("openvino", "OpenVINO", "openvino", "openvino", "engines:openvino"),
-        Peer("jax", "JAX", "jax", "jax", "frameworks:jax"),
-        Peer("litert", "LiteRT", "ai-edge-litert", "ai_edge_litert", "engines:litert"),
+        Peer("relu_ops", "relu_ops, bound", _OWN, _OWN, "own:bound", "cpu", True),
+        Peer("relu_ops_out", "relu_ops, out=y", _OWN, _OWN, "own:out", "cpu", True),
+        Peer("relu_ops_new", "relu_ops, y = op(x)", _OWN, _OWN, "own:new", "cpu", True),
+        Peer("numpy", "NumPy", "numpy", "numpy", "numpy:prepare"),
+        Peer("onnxruntime", "onnxruntime, bound", _ORT, _ORT, "onnxruntime:bound"),
+        Peer("onnxruntime_run", "onnxruntime, run", _ORT, _ORT, "onnxruntime:run"),
+        Peer("tvm", "TVM, stock", "apache-tvm", "tvm", "tvm:prepare", "cpu", True),
+        Peer("torch", "torch", _T, _T, "torch:eager"),
+        Peer("torch_compile", "torch.compile", _T, _T, "torch:compiled"),
+        Peer("numba", "numba", "numba", "numba", "numba:prepare"),
+        Peer("openvino", "OpenVINO", "openvino", "openvino", "openvino:prepare"),
+        Peer("jax", "JAX", "jax", "jax", "jax:prepare"),
+        Peer("litert", "LiteRT", "ai-edge-litert", "ai_edge_litert", "litert:prepare"),
         Peer("relu_ops_cuda", "relu_ops, bound", _OWN, _OWN, "cuda:bound", "cuda", True),
         Peer("torch_cuda", "torch", _T, _T, "cuda:torch_eager", "cuda"),
         Peer("torch_cuda_compile", "torch.compile", _T, _T, "cuda:torch_compiled", "cuda"),
@@ -179,7 +110,7 @@ def prepare(peer: Peer, problem: Problem) -> Prepared | Skipped:
     if absent is not None:
         return absent
     module, _, function = peer.prepare.partition(":")
-    make = getattr(importlib.import_module(f"relu_ops.bench.{module}"), function)
+    make = getattr(importlib.import_module(f"{__name__}.{module}"), function)
     try:
         made: Prepared | Skipped = make(problem)
         return made

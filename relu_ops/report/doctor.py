@@ -107,7 +107,7 @@ def _guarded(probe: Probe) -> dict[str, Any]:
 def _relu_ops() -> dict[str, Any]:
     from relu_ops._version import __version__
 
-    return {"version": __version__, "path": str(Path(__file__).parent)}
+    return {"version": __version__, "path": str(Path(__file__).parents[1])}
 
 
 def _python() -> dict[str, Any]:

@@ -1,15 +1,18 @@
-"""Writes the TensorFlow Lite models of the benchmark's graphs, for LiteRT.
+"""LiteRT, with models of its own format.
 
-Made with the schema that the package ai-edge-litert carries; TensorFlow is not needed. Parameters
-such as a scale are constants of the model, as they are in those that users have.
+They are made with the schema that the package ai-edge-litert carries; TensorFlow is not needed.
+Parameters such as a scale are constants of the model, as they are in those that users have.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from relu_ops.bench.peers.problem import UNSUPPORTED, Prepared, Problem, Skipped, into
 
 _SCHEMA_VERSION = 3
 _QUANTIZATION_SCALE = 0.05
@@ -46,6 +49,30 @@ _OPTIONS = {
 _TYPES = {"float32": "FLOAT32", "int8": "INT8", "bool": "BOOL"}
 
 
+def prepare(problem: Problem) -> Prepared | Skipped:
+    """The interpreter with its default delegate; it computes into memory of its own."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    case, inputs = problem.case, problem.inputs
+    if not supports(case.graph, problem.dtype):
+        return Skipped(UNSUPPORTED, f"no model of {case.name} in {problem.dtype}")
+    shape = problem.outs[0].shape
+    content = model(case.graph, inputs, shape, case.alpha)
+    interpreter = Interpreter(model_content=content, num_threads=problem.threads)
+    interpreter.allocate_tensors()
+    given = [x for x in inputs if x.shape == shape]
+    for detail, x in zip(interpreter.get_input_details(), given, strict=True):
+        interpreter.set_tensor(detail["index"], x)
+    y = _unowned(interpreter.tensor(interpreter.get_output_details()[0]["index"])())
+    return Prepared(interpreter.invoke, into([y]), keep=(content, interpreter))
+
+
+def _unowned(y: np.ndarray) -> np.ndarray:
+    """The same memory, without the reference that would forbid the interpreter to run."""
+    memory: Any = (ctypes.c_uint8 * y.nbytes).from_address(y.ctypes.data)
+    return np.frombuffer(memory, np.uint8).view(y.dtype).reshape(y.shape)
+
+
 def supports(graph: str, dtype: str) -> bool:
     """True where there is a model: float32, and int8 for the quantized chain."""
     wanted = "int8" if graph == "quantized_leaky_relu" else "float32"
@@ -56,7 +83,7 @@ def model(graph: str, inputs: Sequence[np.ndarray], shape: tuple[int, ...], alph
     """Write a model.
 
     Args:
-        graph: A key of `idioms`.
+        graph: `Case.graph`.
         inputs: The inputs; those smaller than the output become constants.
         shape: The output's.
         alpha: The slope.

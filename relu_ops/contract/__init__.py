@@ -1,0 +1,1 @@
+"""What every output bit is: the operators' table, graphs of them, and both as NumPy runs them."""
