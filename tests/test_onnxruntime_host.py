@@ -24,7 +24,7 @@ import relu_ops
 from relu_ops import bundle as bundles
 from relu_ops import config, graphs
 from relu_ops.compiler.frontend.scope import ELEMENT_TYPES
-from relu_ops.semantics import DTYPES
+from relu_ops.contract.semantics import DTYPES
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -1,6 +1,8 @@
 """relu_ops behind the interfaces of others, one module each; none is imported before it is used.
 
-`onnx_backend` is a standard `onnx.backend.base.Backend`.
+`onnx_backend` is a standard `onnx.backend.base.Backend`; `onnxruntime` a library of custom
+operators for its sessions, and a session of our own in its clothes; `onnx_reference` the same
+operators for `onnx.reference`.
 """
 
 from __future__ import annotations
@@ -11,19 +13,24 @@ from typing import TYPE_CHECKING, Any
 from relu_ops.errors import require
 
 if TYPE_CHECKING:
-    from relu_ops.interop import onnx_backend
+    from relu_ops.interop import onnx_backend, onnx_reference, onnxruntime
 
 # What each module imports beyond the base install, and the extra that installs it.
-_NEEDS = {"onnx_backend": ("onnx", "compile")}
+_NEEDS: dict[str, tuple[str, str] | None] = {
+    "onnx_backend": ("onnx", "compile"),
+    "onnx_reference": ("onnx", "compile"),
+    "onnxruntime": None,
+}
 
-__all__ = ["onnx_backend"]
+__all__ = ["onnx_backend", "onnx_reference", "onnxruntime"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _NEEDS:
         raise AttributeError(f"module 'relu_ops.interop' has no attribute {name!r}")
-    module, extra = _NEEDS[name]
-    require(module, extra, f"relu_ops.interop.{name}")
+    if needed := _NEEDS[name]:
+        module, extra = needed
+        require(module, extra, f"relu_ops.interop.{name}")
     return importlib.import_module(f"relu_ops.interop.{name}")
 
 

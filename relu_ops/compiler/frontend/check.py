@@ -25,13 +25,13 @@ from onnx import TensorProto
 from relu_ops.compiler.frontend import limits
 from relu_ops.compiler.frontend.functions import Functions
 from relu_ops.compiler.frontend.scope import (
-    ONNX_NAMES,
     Frame,
     check_opset,
     check_scope,
     check_tensor,
     opsets_of,
 )
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ModelError, UnsupportedError
 
 
@@ -159,7 +159,7 @@ def check_types(
             continue
         formal: Any = schema.inputs[min(position, len(schema.inputs) - 1)]
         types = allowed.get(formal.type_str, {formal.type_str})
-        if f"tensor({ONNX_NAMES.get(dtype, dtype)})" not in types:
+        if f"tensor({DTYPES[dtype].onnx_name})" not in types:
             raise ModelError(
                 f"{frame.describe(node)}: {node.op_type}-{schema.since_version} does not take "
                 f"{dtype} for {formal.name}; it takes {', '.join(sorted(types))}"
