@@ -294,5 +294,5 @@ def _array_at(address: int, tensor: Tensor, shape: Sequence[int]) -> np.ndarray:
     """An array over memory that somebody else owns."""
     dtype = DTYPES[tensor.dtype].numpy
     size = math.prod(shape) * dtype.itemsize
-    memory = (ctypes.c_byte * size).from_address(address) if size else b""
+    memory: Any = (ctypes.c_byte * size).from_address(address) if size else b""
     return np.frombuffer(memory, dtype=dtype).reshape(shape)
