@@ -77,7 +77,7 @@ def test_register_refuses(bundle: tuple[Path, str], tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"one digest a bundle \(0 paths"):
         door.register(options, [])
     with pytest.raises(
-        ArgumentError, match="register: the paths of the bundles have [0-9]+ characters"
+        ArgumentError, match=r"register: the paths of the bundles have [0-9]+ characters"
     ):
         door.register(options, [path] * 99)
     with pytest.raises(ArgumentTypeError, match=r"SessionOptions \(not dict\)"):

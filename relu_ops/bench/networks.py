@@ -205,7 +205,7 @@ def yolo(size: int = 416, width: float = 1) -> onnx.ModelProto:
     x = net.op("MaxPool", middle, kernel_shape=[2, 2], strides=[2, 2])
     x = block(block(block(x, 512), 1024), 256, 1)
     first = net.conv(block(x, 512), 255, kernel=1)
-    scales = net.weight(np.float32([1, 1, 2, 2]))
+    scales = net.weight(np.array([1, 1, 2, 2], np.float32))
     x = net.op("Resize", block(x, 128, 1), "", scales, mode="nearest")
     return net.model(first, net.conv(block(net.concat(x, middle), 256), 255, kernel=1))
 
@@ -222,7 +222,7 @@ def deep_lab(size: int = 257, width: float = 1) -> onnx.ModelProto:
     branches = [net.op("Relu", net.conv(x, net.count(256), kernel=1))]
     branches += [net.op("Relu", net.conv(x, net.count(256), dilation=d)) for d in (6, 12, 18)]
     x = net.op("Relu", net.conv(net.concat(*branches), net.count(256), kernel=1))
-    scales = net.weight(np.float32([1, 1, 8, 8]))
+    scales = net.weight(np.array([1, 1, 8, 8], np.float32))
     return net.model(net.op("Resize", net.conv(x, 21, kernel=1), "", scales, mode="linear"))
 
 

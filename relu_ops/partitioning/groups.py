@@ -128,7 +128,8 @@ def find(scope: Scope, stands: Callable[[NodeProto], bool]) -> list[Group]:
         for name in reads(node):
             readers.setdefault(name, []).append(k)
     eligible = [is_in_scope(node, scope) and stands(node) for node in nodes]
-    return [_group(scope, nodes, group, readers) for group in _Finder(scope, eligible).run()]
+    found = [_group(scope, nodes, numbers, readers) for numbers in _Finder(scope, eligible).run()]
+    return [group for group in found if group.outputs]  # but for nodes whose results nobody needs
 
 
 def _group(
