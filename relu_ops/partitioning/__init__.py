@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["GroupReport", "Report", "partition"]
 
 _REPORT = "report.json"
+LEAST_OF_WHOLE = 0.99
+"""How many times as fast a whole model must be at least, where that is measured."""
+
 _DRAWS = 2
 """Sets of random inputs on which outputs are compared."""
 
@@ -110,6 +113,7 @@ class _Work:
         threads: int | None,
     ) -> None:
         self.folder, self._dims, self._inputs, self._threads = folder, dims, inputs, threads
+        self._model = model
         self._source, self._proto = _read(model)
         folder.mkdir()
 
@@ -128,8 +132,8 @@ class _Work:
             self._apply_rules()
         self._write(targets)
         self._check()
-        if measure and self._report.taken:
-            self._measure_whole()
+        if measure and self._report.taken and self._measure_whole() < LEAST_OF_WHOLE:
+            self._leave_all(targets)
         return self._report
 
     # ---- deciding
@@ -194,9 +198,7 @@ class _Work:
     def _decide_by(self, form: _Form, number: int, times: Any) -> None:
         from relu_ops.partitioning.measuring import LEAST_GAIN
 
-        taken = times.gain >= LEAST_GAIN
-        why = f"measured: {times.gain:.2f} times as fast"
-        self._decide(form, number, taken, why)
+        self._decide(form, number, times.gain >= LEAST_GAIN, "measured")
         one = self._report.groups[number]
         one.stock_seconds, one.own_seconds = times
 
@@ -260,8 +262,8 @@ class _Work:
             else "the same bits as onnxruntime's"
         )
 
-    def _measure_whole(self) -> None:
-        """Time the whole; where it does not gain, nothing is taken."""
+    def _measure_whole(self) -> float:
+        """Time the whole; how many times as fast it became."""
         from relu_ops.interop import onnxruntime as door
         from relu_ops.partitioning import hosted, measuring
 
@@ -273,6 +275,18 @@ class _Work:
         own = hosted.session_of(self.folder / door.MODEL, options)
         times = measuring.in_turn(measuring.bound(stock, feeds), measuring.bound(own, feeds))
         self._report.stock_seconds, self._report.own_seconds = times
+        return times.gain
+
+    def _leave_all(self, targets: Sequence[str] | str) -> None:
+        """Write the model as it is: its groups gain alone, and not together."""
+        for one in self._report.taken:
+            one.taken, one.operator, one.why = False, None, "the whole model does not gain by it"
+        self._report.digest = None
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        _, self._proto = _read(self._model)
+        self._write(targets)
+        self._check()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from onnx's own inference, and from onnxruntime, which knows operators that onnx
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,8 @@ class Scope:
         opsets: The version of each domain.
         constants: Small constants by name, those of outer scopes included.
         values: What is known of its values and of those of outer scopes, by name.
-        is_function: It is a local function's body: its types are those of its calls.
+        results: Of a local function's body, what its calls name each of its results; None for
+            another scope.
     """
 
     name: str
@@ -57,8 +58,7 @@ class Scope:
     opsets: Mapping[str, int]
     constants: Mapping[str, np.ndarray]
     values: Mapping[str, Value]
-    is_function: bool = False
-    names: set[str] = field(default_factory=set)
+    results: Mapping[str, Sequence[str]] | None = None
 
     def value(self, name: str) -> Value:
         """What is known of a value."""
@@ -188,27 +188,30 @@ class Network:
 
     def _of_function(self, function: onnx.FunctionProto) -> Iterator[Scope]:
         """A body, with the types of its calls, where all are alike."""
-        types = self._types_of_calls(function)
-        if types is None:
+        calls = [
+            (scope, node)
+            for scope in self.scopes
+            for node in scope.nodes
+            if (node.domain, node.op_type) == (function.domain, function.name)
+        ]
+        types = {_types_of(function, node, scope) for scope, node in calls}
+        if len(types) != 1:
             return
-        opsets = opsets_of(function.opset_import)
-        constants = _constants([], function.node)
-        values = _infer_body(function, types)
+        results = {
+            formal: [node.output[k] for _, node in calls if k < len(node.output)]
+            for k, formal in enumerate(function.output)
+        }
+        opsets, constants = opsets_of(function.opset_import), _constants([], function.node)
+        values = _infer_body(function, types.pop())
         name = f"function {function.domain}.{function.name}"
-        yield Scope(name, function.node, function.output, opsets, constants, values, True)
+        yield Scope(name, function.node, function.output, opsets, constants, values, results)
 
-    def _types_of_calls(self, function: onnx.FunctionProto) -> list[str | None] | None:
-        found: list[str | None] | None = None
-        for scope in list(self.scopes):
-            for node in scope.nodes:
-                if (node.domain, node.op_type) != (function.domain, function.name):
-                    continue
-                types = [scope.value(name).dtype for name in node.input]
-                types += [None] * (len(function.input) - len(types))
-                if found is not None and types != found:
-                    return None
-                found = types
-        return found
+
+def _types_of(
+    function: onnx.FunctionProto, call: NodeProto, scope: Scope
+) -> tuple[str | None, ...]:
+    types = [scope.value(name).dtype for name in call.input]
+    return tuple(types + [None] * (len(function.input) - len(types)))
 
 
 def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
@@ -221,7 +224,7 @@ def _infer_body(function: onnx.FunctionProto, types: Sequence[str | None]) -> di
     """What is known of the values of a body whose inputs have some dtypes and any shapes."""
     codes = {name: code for code, name in ELEMENT_TYPES.items()}
     graph = onnx.GraphProto(name=function.name)
-    graph.node.extend(node for node in function.node if not _refers(node))
+    graph.node.extend(function.node)
     for name, dtype in zip(function.input, types, strict=True):
         info = graph.input.add(name=name)
         if dtype is not None:
@@ -233,11 +236,6 @@ def _infer_body(function: onnx.FunctionProto, types: Sequence[str | None]) -> di
     except Exception:  # an operator that onnx does not know: the inputs are all that is known
         graph = model.graph
     return {info.name: value_of(info) for info in _infos(graph)}
-
-
-def _refers(node: NodeProto) -> bool:
-    """Whether an attribute of a node is its function's."""
-    return any(attribute.ref_attr_name for attribute in node.attribute)
 
 
 def sort(nodes: Sequence[NodeProto]) -> list[NodeProto]:

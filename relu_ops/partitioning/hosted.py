@@ -76,10 +76,18 @@ class Executed:
 
     def stands(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a node is executed as it is. Of a function each call must have it."""
-        if not scope.is_function:
-            return self._made_by(node.output[0]) == node.op_type
-        suffix = f"_{node.output[0]}"
-        made = [op for name, op in self.makers.items() if name.endswith(suffix)]
+        name = node.output[0]
+        if scope.results is None:
+            return self._made_by(name) == node.op_type
+        # Inlined, a value has its function's name and a number before its own; a result has the
+        # name that the call gives it.
+        is_result = name in scope.results
+        names = scope.results[name] if is_result else [name]
+        made = [
+            op
+            for known, op in self.makers.items()
+            if any(known.endswith(f"_{one}") or (is_result and known == one) for one in names)
+        ]
         return bool(made) and all(op == node.op_type for op in made)
 
     def _made_by(self, name: str) -> str | None:
