@@ -7,6 +7,9 @@ without the library of operators and in onnx.reference, and the checker is broke
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -403,6 +406,8 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         relu_ops.partition(tmp_path / "none.onnx", tmp_path / "p")
     with pytest.raises(ModelError, match=r"junk\.onnx: is no ONNX model"):
         relu_ops.partition(tmp_path / "junk.onnx", tmp_path / "p")
+    with pytest.raises(ModelError, match=r"does not run the model on these inputs: .* x for"):
+        relu_ops.partition(CHAIN, tmp_path / "p", inputs={"x": random(9, 9)}, dims={"batch": 512})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["junk.onnx", "other"]
 
 
@@ -468,3 +473,51 @@ def test_the_checker_sees_what_is_wrong(tmp_path: Path, greedy: None) -> None:
     onnx.save(model, tmp_path / "p" / door.MODEL)
     with pytest.raises(checking.Difference, match="what is in no group otherwise"):
         checking.check(source, tmp_path / "p", report["digest"], feeds)
+
+
+# ---------------------------------------------------------------------------------------------
+# Models that packages ship
+
+
+PACKAGES = {
+    "rapidocr-onnxruntime": "1.4.4",
+    "ddddocr": "1.6.1",
+    "nudenet": "3.4.2",
+    "silero-vad": "6.2.3",
+    "magika": "1.0.3",
+}
+USUAL = {"silero": {"input": [1, 576], "state": [2, 1, 128]}}
+"""Shapes that a model does not say."""
+
+
+def inputs_for(path: Path) -> dict[str, np.ndarray]:
+    """Inputs that a shipped model takes: unknown extents are 64, but for the first."""
+    found = {}
+    for one in onnxruntime.InferenceSession(str(path)).get_inputs():
+        shape = [d if isinstance(d, int) else 1 if k == 0 else 64 for k, d in enumerate(one.shape)]
+        if "silero" in path.name:
+            shape = USUAL["silero"].get(one.name, shape)
+        if one.name == "sr":
+            found[one.name] = np.asarray(16000, np.int64)
+        elif one.type == "tensor(float)":
+            found[one.name] = random(*shape)
+    return found
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("package", PACKAGES)
+def test_models_that_packages_ship(package: str, tmp_path: Path, greedy: None) -> None:
+    """Every group of them is taken, and no bit changes without a known cause."""
+    wanted = f"{package}=={PACKAGES[package]}"
+    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path)]
+    done = subprocess.run([*download, wanted], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{wanted} cannot be had: {done.stderr[-300:]}")
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "files")
+    models = sorted((tmp_path / "files").rglob("*.onnx"))
+    assert models
+    for number, model in enumerate(models):
+        inputs = inputs_for(model)
+        report = relu_ops.partition(model, tmp_path / f"p{number}", inputs=inputs)
+        assert report.checked and all(group.taken or group.why for group in report.groups)

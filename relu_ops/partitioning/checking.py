@@ -58,7 +58,7 @@ def _with_bundle(folder: Path, digest: str) -> Any:
 
 
 def _run(session: Any, feeds: Feeds) -> list[Any]:
-    return session.run(None, dict(feeds))
+    return list(hosted.run(session, feeds).values())
 
 
 def _same(want: Sequence[Any], got: Sequence[Any]) -> bool:
@@ -110,8 +110,7 @@ def _values(
     try:
         exposed.write_bytes(proto.SerializeToString())
         session = hosted.session_of(exposed, _with_bundle(folder, digest))
-        names = [info.name for info in session.get_outputs()]
-        found = dict(zip(names, _run(session, feed), strict=True))
+        found = hosted.run(session, feed)
     finally:
         exposed.unlink()
     constant = [tensor for tensor in proto.graph.initializer if tensor.name in wanted]

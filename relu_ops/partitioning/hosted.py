@@ -62,6 +62,23 @@ def session_of(source: Source, options: Any) -> Any:
         raise ModelError(f"onnxruntime refuses the model: {shown}") from error
 
 
+def run(session: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A run of a session: its outputs by their names.
+
+    Raises:
+        ModelError: onnxruntime does not run it on these arrays.
+    """
+    names = [info.name for info in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+    except Exception as error:
+        shown = " ".join(str(error).split())
+        raise ModelError(
+            f"onnxruntime does not run the model on these inputs: {shown}",
+            "give inputs that it takes (--input x.npz), or extents (--dim NAME=EXTENT)",
+        ) from error
+
+
 @dataclass
 class Executed:
     """The graph that onnxruntime executes.
@@ -188,8 +205,7 @@ def shapes_of(
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
     with _beside(source, copy) as exposed:
         session = session_of(exposed, options_of())
-        names = [info.name for info in session.get_outputs()]
-        found = dict(zip(names, session.run(None, dict(feeds)), strict=True))
+        found = run(session, feeds)
     found |= feeds
     shapes = {name: np.shape(found[name]) for name in wanted if name in found}
     weights = {t.name: tuple(t.dims) for t in proto.graph.initializer if t.name in wanted}
