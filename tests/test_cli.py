@@ -30,7 +30,7 @@ ROOT = Path(relu_ops.__file__).parents[1]
 NATIVE = targets.native().name
 VERBS = (
     *("export", "build", "inspect", "run", "verify", "bench", "tune", "plot", "doctor", "cache"),
-    "config",
+    *("config", "partition"),
 )
 
 Run = Callable[..., tuple[int, str, str]]

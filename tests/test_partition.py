@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 import relu_ops
-from relu_ops import partitioning
+from relu_ops import cli, partitioning
 from relu_ops.bench.networks import NETWORKS
 from relu_ops.bundle import store as bundles
 from relu_ops.errors import ArgumentError, ArgumentTypeError, BuildError, ModelError
@@ -473,6 +473,31 @@ def test_the_checker_sees_what_is_wrong(tmp_path: Path, greedy: None) -> None:
     onnx.save(model, tmp_path / "p" / door.MODEL)
     with pytest.raises(checking.Difference, match="what is in no group otherwise"):
         checking.check(source, tmp_path / "p", report["digest"], feeds)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(CHAIN, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=random(512, 64))
+    command = ["partition", str(tmp_path / "m.onnx"), "--output", str(tmp_path / "p")]
+    assert cli.main([*command, "--dim", "batch=512"]) == cli.FINE
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        "1 groups of nodes found, 1 taken",
+        "  1 x Mul Add LeakyRelu float32[batch, 64]: taken as mul_add_leakyrelu: "
+        "one pass over memory instead of several",
+        "outputs: the same bits as onnxruntime's",
+    ]
+    assert shown.err == f"{tmp_path / 'p'}: written\n"
+    assert cli.main([*command, "--input", str(tmp_path / "x.npz"), "--json"]) == cli.FINE
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == json.loads((tmp_path / "p" / "report.json").read_text())
+    for wrong, words in (
+        (["--dim", "3"], "--dim must be a name and an extent (not '3')"),
+        (["--input", str(tmp_path / "m.onnx")], "is not a readable .npz file"),
+        (["--target", "sparc"], "sparc"),
+    ):
+        assert cli.main([*command, *wrong]) == cli.UNUSABLE
+        assert words in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from relu_ops import targets as known_targets
 from relu_ops.errors import ArgumentError, ArgumentTypeError, BuildError, ModelError, require
 from relu_ops.partitioning.report import GroupReport, Report
 
@@ -60,7 +61,7 @@ def partition(
         measure: Time every group, and the whole, on this machine, and take what wins; else rules
             decide.
         inputs: Arrays for inputs by their names, to compare and to measure with; others are random.
-        dims: Extents for symbolic dimensions by their names; 1 for those that are not here.
+        dims: Extents for symbolic dimensions by their names; those of `inputs` are known, others 1.
         threads: Of onnxruntime's sessions where something is measured; None for its default.
 
     Returns:
@@ -75,6 +76,8 @@ def partition(
     """
     for package, extra in (("onnx", "verify"), ("onnxruntime", "verify"), ("tvm", "verify")):
         require(package, extra, "relu_ops.partition")
+    for name in [targets] if isinstance(targets, str) else targets:
+        known_targets.resolve(name)
     final = _free_folder(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as temporary:
@@ -112,9 +115,10 @@ class _Work:
         inputs: Mapping[str, np.ndarray],
         threads: int | None,
     ) -> None:
-        self.folder, self._dims, self._inputs, self._threads = folder, dims, inputs, threads
+        self.folder, self._inputs, self._threads = folder, inputs, threads
         self._model = model
         self._source, self._proto = _read(model)
+        self._dims = {**_dims_of(self._proto, inputs), **dims}
         folder.mkdir()
 
     def run(self, targets: Sequence[str] | str, measure: bool) -> Report:
@@ -315,6 +319,18 @@ def _read(model: Any) -> tuple[Source, onnx.ModelProto]:
         return model, onnx.ModelProto.FromString(model)
     except Exception as error:
         raise ModelError(f"the bytes are no ONNX model: {error}") from error
+
+
+def _dims_of(proto: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """The extents of symbolic dimensions, as given arrays have them."""
+    found = {}
+    for info in proto.graph.input:
+        if info.name in inputs:
+            dims = info.type.tensor_type.shape.dim
+            for dim, extent in zip(dims, inputs[info.name].shape, strict=False):
+                if dim.dim_param:
+                    found[dim.dim_param] = extent
+    return found
 
 
 def _network(proto: onnx.ModelProto, executed: Executed) -> Any:
