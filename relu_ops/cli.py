@@ -571,6 +571,14 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("--libs",), {"action": "store_true", "help": "options to link with"}),
             (("--include-dir",), {"action": "store_true", "help": "the folder of the headers"}),
             (("--library",), {"action": "store_true", "help": "the path of librelu_ops.so"}),
+            (
+                ("--cmake-dir",),
+                {"action": "store_true", "help": "for cmake -Drelu_ops_DIR=..."},
+            ),
+            (
+                ("--pkg-config-path",),
+                {"action": "store_true", "help": "what to add to PKG_CONFIG_PATH"},
+            ),
         ),
     ),
 }
