@@ -152,6 +152,8 @@ def test_no_warning(source: Path) -> None:
     if compiler_path is None:
         pytest.skip("no C compiler on PATH: the package was built elsewhere")
     includes = [np.get_include(), sysconfig.get_paths()["include"], config.values()["include_dir"]]
+    if "<tvm/ffi/" in source.read_text():
+        includes += pytest.importorskip("tvm_ffi").libinfo.include_paths()
     flags = [flag for path in includes for flag in ("-isystem", str(path))]
     definitions = ["-DRELU_OPS_BUILD", "-DRELU_OPS_SEMANTICS=1", '-DRELU_OPS_PACKAGE_VERSION="0"']
     command = [compiler_path, "-std=c11", "-O1", "-fPIC", *WARNINGS, *definitions, *flags]

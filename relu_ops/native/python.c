@@ -283,6 +283,7 @@ static PyMethodDef functions[] = {
      "(threads, parallel_bytes, stream_bytes, wake_bytes), as they are unless set."},
     {"get_settings", get_settings, METH_NOARGS, "Those in force."},
     {"set_settings", set_settings, METH_VARARGS, "Set them."},
+    {"packed", relu_ops_packed, METH_VARARGS, "An operator for tvm-ffi: see interop/tvm_ffi.py."},
     {NULL, NULL, 0, NULL}};
 
 /* The bounds of bounds.h by name: what an image may hold. */
