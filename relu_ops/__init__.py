@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from relu_ops import errors, graphs, interop
     from relu_ops.compiler import build
     from relu_ops.errors import ReluOpsError
-    from relu_ops.jit import compile, leaky_relu, relu
+    from relu_ops.jit import compile
     from relu_ops.partitioning import partition
     from relu_ops.runtime.dispatch import load
     from relu_ops.runtime.operator import Operator
     from relu_ops.runtime.threads import get_num_threads, set_num_threads
+    from relu_ops.standard import leaky_relu, relu
     from relu_ops.verification import verify
 
 # Where each public name lives. A name is imported when it is first used, so that importing
@@ -31,10 +32,10 @@ _HOMES = {
     "get_num_threads": "relu_ops.runtime.threads",
     "set_num_threads": "relu_ops.runtime.threads",
     "compile": "relu_ops.jit",
-    "leaky_relu": "relu_ops.jit",
+    "leaky_relu": "relu_ops.standard",
     "load": "relu_ops.runtime.dispatch",
     "partition": "relu_ops.partitioning",
-    "relu": "relu_ops.jit",
+    "relu": "relu_ops.standard",
     "verify": "relu_ops.verification",
 }
 _MODULES = {"errors": None, "graphs": "onnx", "interop": None}

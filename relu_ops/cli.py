@@ -20,7 +20,7 @@ import numpy as np
 
 from relu_ops._version import __version__
 from relu_ops.contract.semantics import DTYPES
-from relu_ops.errors import ArgumentError, ReluOpsError, counted
+from relu_ops.errors import ArgumentError, ReluOpsError, counted, require
 
 if TYPE_CHECKING:
     from relu_ops.runtime.operator import Operator
@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(_shielded(sys.argv[1:] if arguments is None else arguments))
-    verb: Callable[[argparse.Namespace], int] = options.verb
     try:
+        options = _parser().parse_args(_shielded(sys.argv[1:] if arguments is None else arguments))
+        verb: Callable[[argparse.Namespace], int] = options.verb
         code = verb(options)
         if sys.stdout is not None:  # it is, where the shell closed it
             sys.stdout.flush()
@@ -76,6 +76,12 @@ _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\d+\.|-inf|-nan")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="relu-ops", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"relu-ops {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh"),
+        help="print a script that completes commands, for a shell to read",
+    )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (run, help_text, options) in _VERBS.items():
         verb = verbs.add_parser(name, help=help_text, description=help_text)
@@ -83,6 +89,37 @@ def _parser() -> argparse.ArgumentParser:
         for flags, settings in options:
             verb.add_argument(*flags, **settings)
     return parser
+
+
+class _Completion(argparse.Action):
+    """Prints the completion script of a shell, and ends."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        require("shtab", "completion", "relu-ops --print-completion")
+        import shtab
+
+        for action in _actions(parser):
+            if action.dest in _FILES:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
+_FILES = {
+    "bundle", "compare", "folder", "inputs", "models", "output", "path", "paths", "plot", "record",
+    "show",
+}  # fmt: skip
+"""The arguments that are paths."""
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                yield from verb._actions
 
 
 def _say(text: str) -> None:
@@ -335,6 +372,23 @@ def _config(options: argparse.Namespace) -> int:
     return FINE
 
 
+def _wheel(options: argparse.Namespace) -> int:
+    from relu_ops.ship import wheel
+
+    print(wheel.write(options.bundle, options.output, name=options.name, version=options.version))
+    return FINE
+
+
+def _export_kernel(options: argparse.Namespace) -> int:
+    from relu_ops.ship import kernels
+
+    name = options.name or Path(options.bundle).name.partition(".")[0]
+    version, license = options.version, options.license
+    kernels.export(options.bundle, options.folder, name=name, version=version, license=license)
+    _say(f"{options.folder}: {', '.join(kernels.VARIANTS)}")
+    return FINE
+
+
 def _plot(options: argparse.Namespace) -> int:
     from relu_ops.report import plot
 
@@ -562,6 +616,27 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
         _cache,
         "list or clear the compile cache",
         ((("action",), {"choices": ["list", "clear"]}),),
+    ),
+    "wheel": (
+        _wheel,
+        "pack a bundle as a Python wheel, whose package has load(); prints its path",
+        (
+            (("bundle",), {"help": "the bundle's directory"}),
+            (("--name",), {"required": True, "help": "of the distribution: leaky-demo"}),
+            (("--version",), {"required": True, "help": "of the distribution: 1.0"}),
+            (("--output",), {"default": ".", "help": "the folder to write to; default: here"}),
+        ),
+    ),
+    "export-kernel": (
+        _export_kernel,
+        "write a bundle as a folder that the `kernels` package loads",
+        (
+            (("bundle",), {"help": "the bundle's directory"}),
+            (("folder",), {"help": "where to write; a new folder"}),
+            (("--name",), {"help": "the kernel's: leaky-demo; default: the bundle's"}),
+            (("--version",), {"type": int, "default": 1, "help": "the kernel's; default: 1"}),
+            (("--license",), {"default": "unknown", "help": "of the models: apache-2.0"}),
+        ),
     ),
     "config": (
         _config,

@@ -1,23 +1,18 @@
-"""Compiles when asked and remembers: `compile`, `relu` and `leaky_relu`.
+"""Compiles when asked and remembers: `compile`, through the compile cache.
 
 The only place that knows the compiler, the cache and the runtime. A warm cache answers without
-importing TVM; `relu` and `leaky_relu` then do not even import onnx.
+importing TVM.
 """
 
 from __future__ import annotations
 
-import functools
-import numbers
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from relu_ops import cache, log, targets
 from relu_ops.compiler.toolchain import producer, source_digest
-from relu_ops.contract.semantics import DTYPES, dtype_name
-from relu_ops.errors import ArgumentError, ArgumentTypeError, require
-from relu_ops.native._python import Standard
-from relu_ops.runtime import arrays, carried, dispatch
+from relu_ops.errors import require
+from relu_ops.runtime import dispatch
 from relu_ops.runtime.operator import Operator
 
 if TYPE_CHECKING:
@@ -45,10 +40,17 @@ def compile(model: Model, target: str = "native") -> Operator:
 
     proto = frontend.read_model(model)
     content = proto.SerializeToString(deterministic=True)
-    return _compiled(content, lambda: proto, target)
+    return compiled(content, lambda: proto, target)
 
 
-def _compiled(identity: bytes, make_model: Any, target: str) -> Operator:
+def compiled(identity: bytes, make_model: Callable[[], Any], target: str) -> Operator:
+    """The operator of a model, out of the cache or compiled.
+
+    Args:
+        identity: What says which model it is.
+        make_model: Makes it, where it has to be compiled.
+        target: A target by name.
+    """
     chosen = targets.resolve(target)
     if log.hears("DEBUG"):
         log.say("DEBUG", "compile: target %s: %s", chosen, targets.why(chosen, target))
@@ -61,139 +63,3 @@ def _compiled(identity: bytes, make_model: Any, target: str) -> Operator:
         return compiler.make(make_model(), [chosen.name])
 
     return dispatch.operator_of(cache.fetch(key, make), target=chosen.name)
-
-
-# ---------------------------------------------------------------------------------------------
-# Standard operators
-#
-# `relu` and `leaky_relu` are these functions behind native ones, which answer by themselves for a
-# NumPy array whose dtype was met (native/python_standard.c).
-
-_FLOATS = tuple(name for name, row in DTYPES.items() if row.is_float)
-_DTYPES = {"relu": (*_FLOATS, "int8", "int16", "int32", "int64"), "leaky_relu": _FLOATS}
-"""What ONNX has these two for, as in `graphs`, which would import onnx to say it."""
-
-_USUAL_SLOPE = 0.01
-"""It has kernels of its own: as an operand a slope takes up to 1.9 times as long (float64 on
-x86-64-v2, 4k elements, AMD EPYC, Zen 4 or 5, 2026-11-28)."""
-
-_BOUNDS = {
-    "float16": 65520.0,
-    "bfloat16": (2 - 2**-8) * 2.0**127,
-    "float32": (2 - 2**-24) * 2.0**127,
-}
-"""From which number on one is rounded to infinity. A slope is float32 first, for float64 too."""
-
-
-def _relu(x: Any, out: Any = None) -> Any:
-    """Compute 0 where x < 0, else x. Compiled on first use, once for each dtype.
-
-    Args:
-        x: An array of any shape, of float16, bfloat16, float32, float64 or int8 to int64; Python
-            floats become float32.
-        out: Where to write; may be x.
-
-    Returns:
-        An array of the shape and dtype of x: `out` where it was given.
-
-    >>> import numpy as np
-    >>> relu(np.array([-1.5, -0.0, 2.0], dtype=np.float32))
-    array([ 0., -0.,  2.], dtype=float32)
-    """
-    dtype, name = _dtype_of(x, "relu")
-    operator = _standard("relu", name)
-    if isinstance(dtype, np.dtype):
-        relu.remember(dtype.num, operator, False)
-    return operator(x, out=out)
-
-
-def _leaky_relu(x: Any, alpha: float = _USUAL_SLOPE, out: Any = None) -> Any:
-    """Compute alpha * x where x < 0, else x. Compiled on first use, once for each dtype.
-
-    Args:
-        x: An array of any shape, of float16, bfloat16, float32 or float64; Python floats become
-            float32.
-        alpha: The slope below zero; rounded to float32, then to the dtype of x. A new one is no
-            new operator: it is passed to the one that there is.
-        out: Where to write; may be x.
-
-    Returns:
-        An array of the shape and dtype of x: `out` where it was given.
-
-    >>> import numpy as np
-    >>> leaky_relu(np.array([-2.0, 3.0], dtype=np.float32), alpha=0.5)
-    array([-1.,  3.], dtype=float32)
-    """
-    slope = _real(alpha)
-    dtype, name = _dtype_of(x, "leaky_relu")
-    usual = slope == _USUAL_SLOPE
-    operator = _standard("leaky_relu" if usual else "leaky_relu_of_any_slope", name)
-    if isinstance(dtype, np.dtype):
-        leaky_relu.remember(dtype.num, operator, not usual)
-    return operator(x, out=out) if usual else operator(x, _rounded(slope, name), out=out)
-
-
-for _function in (_relu, _leaky_relu):
-    _function.__name__ = _function.__qualname__ = _function.__name__.removeprefix("_")
-
-relu = Standard(_relu, False)
-leaky_relu = Standard(_leaky_relu, True)
-
-
-def _real(alpha: Any) -> float:
-    """A slope as a float; infinite where it is too large, as an integer can be."""
-    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
-        raise ArgumentTypeError(f"leaky_relu: alpha must be a real number (not {alpha!r})")
-    try:
-        return float(alpha)
-    except OverflowError:
-        return float("inf")
-
-
-def _rounded(alpha: float, dtype: str) -> float:
-    """A slope as float32, which is what an ONNX attribute holds."""
-    if -_BOUNDS["float32"] < alpha < _BOUNDS["float32"]:
-        rounded = float(np.float32(alpha))
-        if abs(rounded) < _BOUNDS.get(dtype, _BOUNDS["float32"]):
-            return rounded
-    raise ArgumentError(f"leaky_relu: alpha must be finite in {dtype} (not {alpha!r})")
-
-
-@functools.cache
-def _standard(graph: str, dtype: str) -> Operator:
-    """A graph of `relu_ops.graphs`, known by its name and dtype alone."""
-
-    def make_model() -> Any:
-        require("onnx", "compile", f"relu_ops.{graph}")
-        from relu_ops import graphs
-
-        return getattr(graphs, graph)(dtype=dtype)
-
-    return _compiled(f"{graph} {dtype}".encode(), make_model, "native")
-
-
-def _dtype_of(x: Any, graph: str) -> tuple[Any, str]:
-    """The dtype of an array, as its library has it, and the name that relu_ops has for it.
-
-    What has no dtype of its own has None, and is computed as float32.
-    """
-    dtype = _own_dtype(x, graph)
-    if dtype is None:
-        return None, "float32"
-    native = isinstance(dtype, np.dtype)
-    name = dtype_name(dtype.newbyteorder("=")) if native else str(dtype).rpartition(".")[2]
-    if name is None or name not in _DTYPES[graph]:
-        raise ArgumentTypeError(
-            f"{graph}: x.dtype must be one of {', '.join(_DTYPES[graph])} (not {dtype})",
-            "convert it first, for example to float32",
-        )
-    return dtype, name
-
-
-def _own_dtype(x: Any, graph: str) -> Any:
-    if isinstance(x, np.ndarray | np.generic) or arrays.is_torch(x):
-        return x.dtype
-    carried.check(x, f"{graph}: x")
-    if hasattr(x, "__dlpack__"):
-        return x.dtype if hasattr(x, "dtype") else arrays.from_dlpack(x, f"{graph}: x").dtype
-    return arrays.made_array(x, f"{graph}: x").dtype if arrays.has_dtype(x) else None

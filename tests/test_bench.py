@@ -454,6 +454,37 @@ def test_loops_that_cannot_be_loaded_are_no_limit(another_place: Path) -> None:
 FAST = runner.Settings(threads=2, rounds=3, sample_seconds=1e-5)
 
 
+def test_a_row_stands_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was computed, on what shape, whether it is right, how near to the limit, by what."""
+    monkeypatch.setattr(environment, "commit", lambda: "abc")
+    case = cases.find("scale_bias_leaky_relu")
+    found = runner.measure(runner.plan([case], sizes=[1024], names=["relu_ops", "numpy"]), FAST)
+    best = record.limit_of(found.timings)
+    assert best is not None and best.verified == ""
+    assert {row.shape for row in found.timings} == {(2, 512)}
+    assert {row.limit_seconds for row in found.timings} == {record.rounded([best.median])[0]}
+    assert {row.commit for row in found.timings} == {"abc"}
+    said = {row.contestant: row.verified for row in found.timings if not row.is_limit}
+    assert said == {"relu_ops": "bit for bit", "numpy": "bit for bit"}
+    lines = tables.render(found).splitlines()
+    assert f"{'shape':<22}{'2x512':>13}" in lines
+    assert lines[-1] == "verified on these arrays against the NumPy reference: 2 of 2 equal it"
+
+
+def test_a_row_says_how_a_peer_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_signs(problem: Problem) -> Prepared:
+        return Prepared(lambda: [abs(problem.inputs[0])], lambda made: made, allocates=True)
+
+    monkeypatch.setattr("relu_ops.bench.peers.numpy.prepare", without_signs)
+    monkeypatch.setattr(cases, "ordinary_inputs", lambda *_: [np.full(64, -0.0, np.float32)])
+    groups = runner.plan([cases.find("relu")], sizes=[64], names=["relu_ops", "numpy"])
+    found = runner.measure(groups, FAST)
+    said = {row.contestant: row.verified for row in found.timings if not row.is_limit}
+    assert said == {"relu_ops": "bit for bit", "numpy": "64 zero sign"}
+    text = "verified on these arrays against the NumPy reference: 1 of 2 equal it"
+    assert text in tables.render(found)
+
+
 def test_a_measurement_in_every_mode() -> None:
     names = ["relu_ops", "relu_ops_new", "numpy", "onnxruntime", "onnxruntime_run"]
     groups = runner.plan(

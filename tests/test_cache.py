@@ -311,7 +311,7 @@ def test_a_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
 # What is imported when it is needed: who a test becomes may not read this environment.
 _BEFORE = """
 import filelock, importlib.util, linecache, platformdirs, shutil, tempfile, tracemalloc
-import relu_ops.bundle.store.manifest
+import relu_ops.bundle.manifest
 """
 
 _AS_A_USER = (

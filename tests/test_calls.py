@@ -249,7 +249,10 @@ def test_what_the_careful_way_refuses(careful: list[Operator]) -> None:
 
 # ---------------------------------------------------------------- keywords
 
-KEYWORDS = "relu takes the keywords out and threads (not {!r})\nhint: pass inputs by position"
+KEYWORDS = (
+    "relu got an unexpected keyword argument {!r}: it takes out and threads\n"
+    "hint: pass inputs by position"
+)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -30,7 +31,7 @@ ROOT = Path(relu_ops.__file__).parents[1]
 NATIVE = targets.native().name
 VERBS = (
     *("export", "build", "partition", "inspect", "run", "verify", "bench", "tune", "plot"),
-    *("doctor", "cache", "config"),
+    *("doctor", "cache", "wheel", "export-kernel", "config"),
 )
 
 Run = Callable[..., tuple[int, str, str]]
@@ -99,10 +100,41 @@ def test_version(run: Run) -> None:
     assert run("--version") == (0, f"relu-ops {relu_ops.__version__}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("ver", "verify"), ("inspect --so", "--source"), ("inspect --source as", "assembly")],
+)
+def test_a_shell_completes_commands(run: Run, typed: str, expected: str) -> None:
+    code, script, err = run("--print-completion", "bash")
+    assert (code, err) == (0, "")
+    words = typed.split()
+    given = f"COMP_WORDS=(relu-ops {typed}); COMP_CWORD={len(words)}"
+    command = f"{script}\n{given}\n_shtab_relu_ops\necho ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert expected in done.stdout.split()
+
+
+def test_completion_for_zsh_and_without_its_package(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, script, _ = run("--print-completion", "zsh")
+    assert code == 0 and script.startswith("#compdef relu-ops")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "shtab" else find(name)
+    )
+    assert run("--print-completion", "bash") == (
+        2,
+        "",
+        "relu-ops: relu-ops --print-completion needs the package shtab, which is not installed\n"
+        "hint: pip install 'relu_ops[completion]'\n",
+    )
+
+
 def test_help_names_every_verb(run: Run) -> None:
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    assert tuple(re.findall(r"^    (\w+)(?: {2,}|$)", out, re.MULTILINE)) == VERBS
+    assert tuple(re.findall(r"^    ([a-z-]+)(?: {2,}|$)", out, re.MULTILINE)) == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)

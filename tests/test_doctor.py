@@ -65,7 +65,7 @@ def test_the_report_is_plain_data_and_says_what_is_here() -> None:
 
 def test_it_imports_nothing_big() -> None:
     script = (
-        "import sys\nfrom relu_ops import doctor\ndoctor.render(doctor.report())\n"
+        "import sys\nfrom relu_ops.report import doctor\ndoctor.render(doctor.report())\n"
         "print(*sys.modules)"
     )
     done = children.run(script)

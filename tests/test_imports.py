@@ -35,7 +35,7 @@ def is_for_types(node: ast.AST) -> bool:
 
 
 def imported(path: Path, *, top: bool) -> set[str]:
-    """What a module imports: modules of relu_ops, and heavy packages; outside functions if `top`."""
+    """Modules of relu_ops and heavy packages that a module imports; outside functions if `top`."""
     found: set[str] = set()
     pending: list[ast.AST] = list(ast.parse(path.read_text()).body)
     while pending:

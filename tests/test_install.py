@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,29 +19,81 @@ INSPECT = "relu_ops.report.inspect"
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The released wheel, made of the checkout's own files."""
     source = tmp_path_factory.mktemp("source") / "relu_ops"
-    ignored = subprocess.run(
+    listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    if ignored.returncode:
+    if listed.returncode:
         pytest.skip("not a git checkout: the source tree cannot be copied cleanly")
-    for name in filter(None, ignored.stdout.split("\0")):
+    for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
+    folder = tmp_path_factory.mktemp("wheels")
     done = subprocess.run(
-        [folder / "bin" / "pip", "install", "-q", "--no-compile", source],
+        [sys.executable, source / "scripts" / "build_wheel.py", folder],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (made,) = folder.iterdir()
+    assert done.stdout == f"{made}\n"
+    return made
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    done = subprocess.run(
+        [folder / "bin" / "pip", "install", "-q", "--no-compile", wheel],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def test_the_wheel_is_for_this_python_on_any_linux(wheel: Path) -> None:
+    python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    assert re.fullmatch(
+        rf"relu_ops-[0-9.]+-{python}-{python}-manylinux_2_[0-9]+_x86_64\.whl", wheel.name
+    )
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    listed = zipfile.ZipFile(wheel).namelist()
+    names = [Path(name) for name in listed if not name.endswith("/")]
+    assert {name.parts[0].partition("-")[0] for name in names} == {"relu_ops"}
+    assert {name.suffix for name in names if name.parts[0] == "relu_ops"} == {
+        "", ".h", ".image", ".json", ".onnx", ".py", ".pyi", ".so", ".typed",
+    }  # fmt: skip
+    libraries = sorted(name.name.partition(".")[0] for name in names if name.suffix == ".so")
+    assert libraries == ["_limit", "_python", "librelu_ops"]
+
+
+def test_the_standard_operators_are_in_it(environment: Path, tmp_path: Path) -> None:
+    """Nothing is compiled, and no cache looked for: there is no home to keep one in."""
+    code = """
+import sys, numpy as np, relu_ops
+x = np.float32([-2, -0.0, 3])
+print(relu_ops.relu(x), relu_ops.leaky_relu(x), relu_ops.leaky_relu(x, 0.001))
+print(sorted({m.partition('.')[0] for m in sys.modules} & {'tvm', 'onnx', 'torch'}))
+"""
+    done = subprocess.run(
+        [environment / "bin" / "python", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": ""},
+    )
+    expected = "[ 0. -0.  3.] [-0.02 -0.    3.  ] [-2.e-03 -0.e+00  3.e+00]\n[]\n"
+    assert (done.stdout, done.stderr) == (expected, "")
 
 
 def site_packages(environment: Path) -> Path:

@@ -54,7 +54,7 @@ def test_what_is_wrong_is_a_sentence() -> None:
         f(*tensors(x.astype(np.float64), y))
     with pytest.raises(ValueError, match=r"relu: out for y\.shape must be \(2,\) \(not \(3,\)\)"):
         f(*tensors(x, np.empty(3, np.float32)))
-    with pytest.raises(ArgumentTypeError, match="must be a relu_ops.Operator"):
+    with pytest.raises(ArgumentTypeError, match=r"must be a relu_ops\.Operator"):
         door.function(np.abs)
 
 

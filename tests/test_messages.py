@@ -127,7 +127,8 @@ CALLS = {
         "hint: pass one array for each, by position, and where to write as out"
     ),
     "op.leaky(x=x)": (
-        "ArgumentTypeError: leaky_relu takes the keywords out and threads (not 'x')\n"
+        "ArgumentTypeError: leaky_relu got an unexpected keyword argument 'x': it takes out and "
+        "threads\n"
         "hint: pass inputs by position"
     ),
     "op.leaky(None)": (
@@ -528,7 +529,7 @@ USAGE = {
     "bild": (
         "relu-ops: error: argument VERB: invalid choice: 'bild' (choose from 'export', "
         "'build', 'partition', 'inspect', 'run', 'verify', 'bench', 'tune', 'plot', 'doctor', "
-        "'cache', 'config')"
+        "'cache', 'wheel', 'export-kernel', 'config')"
     ),
     "build leaky.onnx": "relu-ops build: error: the following arguments are required: --output",
     "run leaky --what": "relu-ops: error: unrecognized arguments: --what",

@@ -141,6 +141,12 @@ def _commit() -> dict[str, Any]:
     return {"commit": head, "dirty": None if changes is None else bool(changes)}
 
 
+def commit() -> str:
+    """The same as a text; "" outside a repository."""
+    found = _commit()
+    return f"{found['commit'] or ''}{', changed' if found['dirty'] else ''}"
+
+
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(

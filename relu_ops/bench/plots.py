@@ -1,7 +1,6 @@
 """Draws records: bandwidth over size, the lead over the best peer, and figures of processes.
 
-In the look of `relu_ops.report.plot`. Nothing here changes matplotlib's global state, and equal
-records give equal bytes.
+Nothing here changes matplotlib's global state, and equal records give equal bytes.
 """
 
 from __future__ import annotations
@@ -20,46 +19,40 @@ from relu_ops.bench import peers, record, tables
 from relu_ops.bench.cases import CASES
 from relu_ops.bench.record import Record, Timing
 from relu_ops.errors import ArgumentError, require
+from relu_ops.report import style
 
 _STYLE = {
-    "axes.edgecolor": "#B0B0B0",
-    "axes.labelcolor": "#333333",
-    "axes.linewidth": 0.6,
+    **style.STYLE,  # lines lie closer here, and there are more of them
     "axes.titlesize": 10.5,
     "font.size": 9.5,
-    "legend.edgecolor": "none",
     "legend.fontsize": 9.5,
     "lines.linewidth": 1.3,
-    "svg.hashsalt": "relu_ops",  # else the ids in an SVG are random
-    "xtick.color": "#666666",
-    "ytick.color": "#666666",
 }
-_METADATA: dict[str, str | None] = {"Creator": "relu_ops", "Date": None}
 KINDS = ("png", "svg")
 """As what every picture is written."""
 
 _DOTS_PER_INCH = 120
 
-# Okabe and Ito's colours, and Tol's where they run out: both can be told apart by the
-# colour-blind. relu_ops is the one thick line; its other ways of calling are thin.
+# Tol's colours where the palette's run out. relu_ops is the one thick line; its other ways of
+# calling are thin.
 _COLORS = {
-    "relu_ops": "#0072B2",
-    "relu_ops_out": "#0072B2",
-    "relu_ops_new": "#0072B2",
-    "numpy": "#E69F00",
-    "onnxruntime": "#D55E00",
-    "onnxruntime_run": "#D55E00",
+    "relu_ops": style.BLUE,
+    "relu_ops_out": style.BLUE,
+    "relu_ops_new": style.BLUE,
+    "numpy": style.ORANGE,
+    "onnxruntime": style.VERMILION,
+    "onnxruntime_run": style.VERMILION,
     "tvm": "#999933",
-    "torch": "#CC79A7",
-    "torch_compile": "#CC79A7",
-    "numba": "#009E73",
+    "torch": style.PURPLE,
+    "torch_compile": style.PURPLE,
+    "numba": style.GREEN,
     "openvino": "#882255",
     "jax": "#6699CC",
     "litert": "#AA9988",
-    "relu_ops_cuda": "#0072B2",
-    "torch_cuda": "#CC79A7",
-    "torch_cuda_compile": "#CC79A7",
-    "cupy": "#009E73",
+    "relu_ops_cuda": style.BLUE,
+    "torch_cuda": style.PURPLE,
+    "torch_cuda_compile": style.PURPLE,
+    "cupy": style.GREEN,
 }
 _DASHED: dict[str, Any] = {
     "relu_ops_out": (0, (5, 2)),
@@ -165,7 +158,7 @@ def _rendered(paint: Paint, kind: str) -> bytes:
         canvas = FigureCanvasAgg(figure)
         paint(figure)
         if kind == "svg":
-            figure.savefig(content, format=kind, metadata=_METADATA)
+            figure.savefig(content, format=kind, metadata=style.METADATA["svg"])
         else:
             figure.set_dpi(_DOTS_PER_INCH)
             canvas.draw()
@@ -361,7 +354,7 @@ def _nothing() -> Any:
 # ---------------------------------------------------------------------------------------------
 # Levels side by side
 
-_LEVEL_COLORS = ("#003B5C", "#0072B2", "#56B4E9", "#A6D8F5")
+_LEVEL_COLORS = ("#003B5C", style.BLUE, style.SKY, "#A6D8F5")
 
 
 def _levels(figure: Any, found: Record, targets: Sequence[str]) -> None:
@@ -471,7 +464,7 @@ def _processes(figure: Any, found: Record) -> None:
     grid = figure.subplots(1, len(panels), sharey=True)
     for axes, (title, value, form) in zip(grid, panels, strict=True):
         values = [value(row) for row in rows]
-        colors = ["#0072B2" if r.contestant == "relu_ops" else "#C4C4C4" for r in rows]
+        colors = [style.BLUE if r.contestant == "relu_ops" else "#C4C4C4" for r in rows]
         bars = axes.barh(range(len(rows)), values, color=colors, height=0.7)
         axes.bar_label(bars, [form.format(v) for v in values], padding=3, color="#333333")
         axes.set_title(title)

@@ -26,6 +26,9 @@ then a sum over its output."""
 LIMIT = "limit: "
 """What the names of the limit's loops begin with."""
 
+BIT_FOR_BIT = "bit for bit"
+"""What is said of a call whose outputs equal those of the NumPy reference."""
+
 _DIGITS = 4
 
 
@@ -47,6 +50,11 @@ class Timing(_Row, frozen=True):
         repeats: Calls in a sample.
         seconds: Seconds per call, one number a sample.
         allocates: True where every call made its output anew.
+        shape: Of the first output.
+        verified: What comparing this very call's outputs with the NumPy reference gave: "bit for
+            bit", or how they differ. "" for a loop of the limit, which computes no operator.
+        limit_seconds: The fastest loop of the limit, measured beside it; None where there is none.
+        commit: Of relu_ops; "" outside a repository.
     """
 
     case: str
@@ -59,6 +67,10 @@ class Timing(_Row, frozen=True):
     repeats: int
     seconds: tuple[float, ...]
     allocates: bool = False
+    shape: tuple[int, ...] = ()
+    verified: str = ""
+    limit_seconds: float | None = None
+    commit: str = ""
 
     @property
     def place(self) -> tuple[str, str, str, str, int]:

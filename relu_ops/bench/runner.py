@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from relu_ops import targets
@@ -25,7 +26,18 @@ from relu_ops.bench import cases, checking, environment, limit, peers, process, 
 from relu_ops.bench.cases import Case
 from relu_ops.bench.peers import cuda
 from relu_ops.bench.peers.problem import Prepared, Problem, Skipped
-from relu_ops.bench.record import COLD, CONSUME, LIMIT, WARM, Built, Deviation, Record, Skip, Timing
+from relu_ops.bench.record import (
+    BIT_FOR_BIT,
+    COLD,
+    CONSUME,
+    LIMIT,
+    WARM,
+    Built,
+    Deviation,
+    Record,
+    Skip,
+    Timing,
+)
 from relu_ops.errors import ArgumentError, ReluOpsError, TargetError
 from relu_ops.runtime import threads as thread_settings
 from relu_ops.verification import Progress
@@ -235,6 +247,7 @@ class _Ready:
     problem: Problem
     limit: limit.Limit | None
     prepared: dict[str, Prepared]
+    verified: dict[str, str]
 
 
 class _Measurement:
@@ -254,6 +267,7 @@ class _Measurement:
         self._unfit: dict[tuple[str, str, str, str], Skipped] = {}
         self._examined: set[tuple[str, str, str, str]] = set()
         self._random = random.Random(settings.seed)
+        self._commit = environment.commit()
 
     def run(self, groups: Sequence[Group], seconds: Sequence[int]) -> Iterator[None]:
         """Measure; yield once for each second that was estimated."""
@@ -276,7 +290,7 @@ class _Measurement:
             contestants = list(_contestants(ready, mode, group))
             rounds = self._calibrate(contestants, mode)
             self._take_turns(contestants, mode, rounds, ready.limit)
-            self._keep(group, mode, contestants, ready.problem)
+            self._keep(group, mode, contestants, ready)
 
     # --- preparing and checking
 
@@ -326,6 +340,7 @@ class _Measurement:
         inputs = cases.ordinary_inputs(graph, group.elements, self.settings.seed)
         problem, expected = self._problem(group, inputs, graph)
         prepared: dict[str, Prepared] = {}
+        verified: dict[str, str] = {}
         for name in group.peers:
             if (*_key(group), name) in self._unfit:
                 continue
@@ -333,8 +348,8 @@ class _Measurement:
             if isinstance(made, Skipped):
                 self._skip(group, name, made, group.elements)
             else:
-                prepared[name] = made
-        return _Ready(problem, self._limit(group), prepared)
+                prepared[name], verified[name] = made
+        return _Ready(problem, self._limit(group), prepared, verified)
 
     def _limit(self, group: Group) -> limit.Limit | None:
         if targets.parse(group.target).kind != "cpu":
@@ -347,12 +362,15 @@ class _Measurement:
 
     def _checked(
         self, peer: peers.Peer, problem: Problem, expected: Sequence[np.ndarray]
-    ) -> Prepared | Skipped:
+    ) -> tuple[Prepared, str] | Skipped:
+        """A peer that is ready, and how it compares with the contract on these very arrays."""
         made = peers.prepare(peer, problem)
         if isinstance(made, Skipped):
             return made
         found = _checked_call(peer, made, problem, expected)
-        return found if isinstance(found, Skipped) else checking.refusal(found) or made
+        if isinstance(found, Skipped):
+            return found
+        return checking.refusal(found) or (made, checking.describe(found) or BIT_FOR_BIT)
 
     def _examine(self, group: Group, name: str, graph: Any) -> None:
         """Once for each case: what a peer does to special values, and to ordinary ones."""
@@ -433,18 +451,26 @@ class _Measurement:
                 gc.enable()
 
     def _keep(
-        self, group: Group, mode: str, contestants: Iterable[_Contestant], problem: Problem
+        self, group: Group, mode: str, contestants: Iterable[_Contestant], ready: _Ready
     ) -> None:
-        elements = problem.outs[0].size
-        moved = sum(x.nbytes for x in (*problem.inputs, *problem.outs))
-        self.timings += [
+        y = ready.problem.outs[0]
+        moved = sum(x.nbytes for x in (*ready.problem.inputs, *ready.problem.outs))
+        rows = [
             Timing(
-                *(*_key(group), mode, elements, moved, c.name, c.repeats),
+                *(*_key(group), mode, y.size, moved, c.name, c.repeats),
                 record.rounded(c.seconds),
                 c.allocates,
+                y.shape,
+                ready.verified.get(c.name, ""),
+                commit=self._commit,
             )
             for c in contestants
         ]
+        fastest = record.limit_of(rows)
+        if fastest is not None:
+            (seconds,) = record.rounded([fastest.median])
+            rows = [msgspec.structs.replace(row, limit_seconds=seconds) for row in rows]
+        self.timings += rows
 
 
 def _key(group: Group) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from relu_ops.bench import checking, peers, record
 from relu_ops.bench.cases import CASES
-from relu_ops.bench.record import LIMIT, WARM, Comparison, Record, Timing
+from relu_ops.bench.record import BIT_FOR_BIT, LIMIT, WARM, Comparison, Record, Timing
 from relu_ops.errors import ArgumentError
 
 OURS = tuple(p.name for p in peers.PEERS.values() if p.ours)
@@ -69,6 +69,9 @@ def _table(found: Record, key: tuple[str, str, str, str]) -> str:
     columns = {size: found.at((*key, size)) for size in sizes}
     names = [n for n in peers.PEERS if any(n in column for column in columns.values())]
     lines = [f"{case}, {dtype}, {target}, {mode}", _row("elements", map(count, sizes))]
+    shapes = [next(iter(columns[size].values())).shape for size in sizes]
+    if any(len(shape) > 1 for shape in shapes):
+        lines.append(_row("shape", ("x".join(map(str, shape)) or "-" for shape in shapes)))
     for name in names:
         cells = [columns[s].get(name) for s in sizes]
         note = _note(found, (case, dtype, target), name)
@@ -78,11 +81,23 @@ def _table(found: Record, key: tuple[str, str, str, str]) -> str:
         lines.append(_row("limit", (microseconds(t.median) if t else "-" for t in limits)))
         lines.append(_row("share of the limit", _shares(columns, sizes)))
     lines.append(_row("best peer / relu_ops", _leads(columns, sizes)))
+    lines += _verified(t for column in columns.values() for t in column.values())
     return "\n".join(lines)
 
 
 def _row(name: str, cells: Iterable[str]) -> str:
     return f"{name:<{_NAME_WIDTH}}" + "".join(f"{cell:>{_CELL_WIDTH}}" for cell in cells)
+
+
+def _verified(timings: Iterable[Timing]) -> list[str]:
+    """Against what the outputs were compared, and by how many contestants they are right."""
+    said = {t.contestant: t.verified for t in timings if t.verified}
+    if not said:
+        return []
+    equal = sum(text == BIT_FOR_BIT for text in said.values())
+    return [
+        f"verified on these arrays against the NumPy reference: {equal} of {len(said)} equal it"
+    ]
 
 
 def _note(found: Record, key: tuple[str, str, str], name: str) -> str:

@@ -86,7 +86,7 @@ class _Bytes(ctypes.Structure):
 
 
 def _wrapped(library: ctypes.CDLL, handle: ctypes.c_void_p) -> Any:
-    """The Python object of a function: Python gets those that have a name, so it has one for now."""
+    """The Python object of a function: Python gets those with a name, so it has one for now."""
     name = f"relu_ops.{uuid.uuid4()}"
     text = _Bytes(name.encode(), len(name))
     if library.TVMFFIFunctionSetGlobal(ctypes.byref(text), handle, 0):

@@ -464,6 +464,11 @@ static PyObject* operator_reduce(PyObject* self, PyObject* unused) {
   return relu_ops_call_careful("reduced", &self, 1);
 }
 
+static PyObject* operator_token(PyObject* self, PyObject* unused) {
+  (void)unused;
+  return relu_ops_call_careful("token", &self, 1);
+}
+
 /* An operator never changes, so that a copy of it is itself. */
 static PyObject* operator_copy(PyObject* self, PyObject* unused) {
   (void)unused;
@@ -511,6 +516,7 @@ static PyMethodDef operator_methods[] = {
     {"__copy__", operator_copy, METH_NOARGS, NULL},
     {"__deepcopy__", operator_copy, METH_O, NULL},
     {"__reduce__", operator_reduce, METH_NOARGS, NULL},
+    {"__dask_tokenize__", operator_token, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL}};
 
 PyDoc_STRVAR(

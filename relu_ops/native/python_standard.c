@@ -1,6 +1,6 @@
 /* relu and leaky_relu as Python calls them: of an array, the operator for its dtype.
  *
- * A Standard is made of a Python function (jit.py), which finds or compiles the operator for an array that
+ * A Standard is made of a Python function (standard.py), which finds or compiles the operator for an array that
  * was not met before and tells the Standard to remember it. What is usual is answered here: an exact NumPy
  * array of a dtype that was met. Everything else is the function's.
  */

@@ -15,6 +15,7 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 from relu_ops.compiler.frontend.scope import ELEMENT_TYPES, normal_domain, opsets_of
+from relu_ops.contract import shapes
 
 Dim = int | str | None
 """An extent; a symbol's name; or None, of which nothing is known."""
@@ -29,9 +30,7 @@ class Value:
 
     def show(self) -> str:
         """As a report has it: float32[1, 64, H, W]."""
-        if self.shape is None:
-            return f"{self.dtype or '?'}"
-        return f"{self.dtype or '?'}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+        return f"{self.dtype or '?'}{shapes.in_brackets(self.shape)}"
 
 
 UNKNOWN = Value(None, None)

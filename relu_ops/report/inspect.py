@@ -19,6 +19,7 @@ from relu_ops.bundle import store as bundles
 from relu_ops.bundle.manifest import Manifest, printable
 from relu_ops.bundle.store import Bundle
 from relu_ops.compiler.disassembly import disassembly
+from relu_ops.contract.shapes import in_brackets
 from relu_ops.errors import (
     ArgumentError,
     MissingDependencyError,
@@ -529,13 +530,7 @@ def _show_operator(operator: Mapping[str, Any], *, alone: bool) -> list[str]:
 
 
 def _show_tensor(tensor: Mapping[str, Any]) -> str:
-    return f"{tensor['name']}: {tensor['dtype']}{_show_shape(tensor['shape'])}"
-
-
-def _show_shape(shape: Sequence[Any] | None) -> str:
-    if shape is None:
-        return "[...]"
-    return f"[{', '.join('?' if dim is None else str(dim) for dim in shape)}]"
+    return f"{tensor['name']}: {tensor['dtype']}{in_brackets(tensor['shape']) or '[...]'}"
 
 
 def _show_graph(operator: Mapping[str, Any]) -> list[str]:
@@ -552,7 +547,7 @@ def _show_graph(operator: Mapping[str, Any]) -> list[str]:
 def _show_constant(constant: Mapping[str, Any]) -> str:
     values = constant.get("values")
     shown = "" if values is None else f" = {values[0] if not constant['shape'] else values}"
-    return f"{constant['name']}: {constant['dtype']}{_show_shape(constant['shape'])}{shown}"
+    return f"{constant['name']}: {constant['dtype']}{in_brackets(constant['shape'])}{shown}"
 
 
 def _show_node(node: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 
 from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ArgumentError, ArgumentTypeError, ReluOpsError, require
+from relu_ops.report import style
 from relu_ops.runtime.operator import Operator
 
 if TYPE_CHECKING:
@@ -33,30 +34,8 @@ FORMATS = ("png", "svg")
 
 MAXIMUM_POINTS = 1_000_000
 
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colours, which the colour-blind tell apart (jfly.uni-koeln.de/color)."""
-
 _DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 """Rectifiers lie upon each other above zero: dashes let the lower line be seen."""
-
-_STYLE = {
-    "axes.edgecolor": "#B0B0B0",
-    "axes.labelcolor": "#333333",
-    "axes.linewidth": 0.6,
-    "axes.titlesize": 11,
-    "font.size": 10,
-    "legend.edgecolor": "none",
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-    "svg.hashsalt": "relu_ops",  # else the ids in an SVG are random
-    "xtick.color": "#666666",
-    "ytick.color": "#666666",
-}
-
-_METADATA: Mapping[str, dict[str, str | None]] = {
-    "png": {"Software": "relu_ops"},
-    "svg": {"Creator": "relu_ops", "Date": None},
-}
 
 _JUMP = 0.05
 """A step of more than this part of a curve's whole height may be a jump."""
@@ -398,7 +377,7 @@ def draw(
     from matplotlib.figure import Figure
 
     kind, content = _format_of(path), io.BytesIO()
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", style.STYLE]):
         figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         all_axes = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
@@ -406,20 +385,20 @@ def draw(
             _draw_panel(axes, heading, lines)
         if title is not None:
             figure.suptitle(title, parse_math=False)
-        figure.savefig(content, format=kind, dpi=150, metadata=_METADATA[kind])
+        figure.savefig(content, format=kind, dpi=150, metadata=style.METADATA[kind])
     return _write(Path(path), content.getvalue())
 
 
 def _draw_panel(axes: Axes, heading: str, lines: Sequence[Line]) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.axhline(0, color="#666666", linewidth=0.6, zorder=1)
+    axes.axhline(0, color=style.GREY, linewidth=0.6, zorder=1)
     axes.set_title(heading)
     axes.margins(x=0.0, y=0.08)
     for index, line in enumerate(lines):
         _draw_line(axes, line, index)
     if axes.get_xlim()[0] < 0 < axes.get_xlim()[1]:
-        axes.axvline(0, color="#666666", linewidth=0.6, zorder=1)
+        axes.axvline(0, color=style.GREY, linewidth=0.6, zorder=1)
     axes.locator_params(steps=[1, 2, 5, 10])
     legend = axes.legend(handlelength=3, loc="best")
     for text in legend.get_texts():
@@ -427,7 +406,7 @@ def _draw_panel(axes: Axes, heading: str, lines: Sequence[Line]) -> None:
 
 
 def _draw_line(axes: Axes, line: Line, index: int) -> None:
-    color = _PALETTE[index % len(_PALETTE)]
+    color = style.PALETTE[index % len(style.PALETTE)]
     dashes = _DASHES[index % len(_DASHES)]
     # matplotlib leaves a label with a leading underscore out of the legend.
     label = f" {line.label}" if line.label.startswith("_") else line.label

@@ -236,27 +236,6 @@ def is_view_of(view: np.ndarray, given: Any, spec: Tensor) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------
-# Shapes
-
-
-def show_shape(shape: Sequence[int | str | None] | None) -> str:
-    """A declared shape, for people.
-
-    >>> show_shape(("N", 512)), show_shape(("N",)), show_shape(None)
-    ('(N, 512)', '(N,)', 'any shape')
-    """
-    if shape is None:
-        return "any shape"
-    dims = show_dims(shape)
-    return f"({dims[0]},)" if len(dims) == 1 else f"({', '.join(dims)})"
-
-
-def show_dims(shape: Sequence[int | str | None]) -> list[str]:
-    """The dimensions of a declared shape, for people: "?" where one is free."""
-    return ["?" if dim is None else str(dim) for dim in shape]
-
-
-# ---------------------------------------------------------------------------------------------
 # Outputs
 
 

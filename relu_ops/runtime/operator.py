@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from relu_ops.contract.semantics import DTYPES, dlpack_type
+from relu_ops.contract.shapes import in_brackets
 from relu_ops.errors import ArgumentError, ArgumentTypeError, counted
 from relu_ops.native._python import BoundCall, Operator
 from relu_ops.runtime import arrays
@@ -98,7 +99,9 @@ def _keywords(op: Operator, keywords: Mapping[str, Any]) -> tuple[Any, int]:
     unknown = [name for name in keywords if name not in ("out", "threads")]
     if unknown:
         raise ArgumentTypeError(
-            f"{op.name} takes the keywords out and threads (not {unknown[0]!r})",
+            # In Python's words: polars looks for them.
+            f"{op.name} got an unexpected keyword argument {unknown[0]!r}: it takes out and "
+            "threads",
             "pass inputs by position",
         )
     threads = keywords.get("threads")
@@ -190,11 +193,7 @@ def representation(op: Operator) -> str:
     """`repr` of an operator."""
 
     def show(tensors: Sequence[Tensor]) -> str:
-        return ", ".join(
-            f"{t.name}: {t.dtype}"
-            + ("" if t.shape is None else f"[{', '.join(arrays.show_dims(t.shape))}]")
-            for t in tensors
-        )
+        return ", ".join(f"{t.name}: {t.dtype}{in_brackets(t.shape)}" for t in tensors)
 
     return (
         f"<relu_ops.Operator {op.name}({show(op.inputs)}) -> ({show(op.outputs)}), "
@@ -222,6 +221,11 @@ def reduced(op: Operator) -> tuple[Any, ...]:
     arguments = (str(held.path), dict(held.contents), op.name, op.wanted_target, type(op))
     own = getattr(op, "__dict__", None)  # of a subclass
     return (_restored, arguments, own) if own else (_restored, arguments)
+
+
+def token(op: Operator) -> tuple[Any, ...]:
+    """What dask knows an operator by: what it computes, wherever it was read from."""
+    return ("relu_ops.Operator", op.bundle.digest, op.name, op.wanted_target)
 
 
 def _restored(

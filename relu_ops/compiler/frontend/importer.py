@@ -27,6 +27,7 @@ from relu_ops.compiler.frontend.scope import (
 )
 from relu_ops.contract import ir, reference
 from relu_ops.contract.semantics import DTYPES, OPERATORS
+from relu_ops.contract.shapes import show as show_shape
 from relu_ops.errors import ModelError, UnsupportedError
 
 _SCALAR = ir.Term(None)
@@ -125,8 +126,8 @@ class Importer:
             )
         if declared is not None and computed is not None and _contradict(declared, computed):
             raise ModelError(
-                f"{what} {info.name!r} is declared {shapes.show(declared)} and computed as "
-                f"{shapes.show(computed)}",
+                f"{what} {info.name!r} is declared {show_shape(declared)} and computed as "
+                f"{show_shape(computed)}",
                 "clear what is stale (info.type.tensor_type.ClearField('shape')), and infer it "
                 "anew with onnx.shape_inference.infer_shapes",
             )
@@ -310,12 +311,12 @@ class Importer:
         target: frozenset[ir.Term],
     ) -> shapes.Claim:
         own, named = self.shapes[value], self._call.named
-        text = f"{self._call.where}: {what}{named(value)} of shape {shapes.show(own)} must "
+        text = f"{self._call.where}: {what}{named(value)} of shape {show_shape(own)} must "
         if into is None:
             hint = "give it the shape ()"
             return shapes.Claim(f"{text}be a scalar", hint, terms, target)
         other = self.shapes[into]
-        text += f"broadcast into{named(into)} of shape {shapes.show(other)}"
+        text += f"broadcast into{named(into)} of shape {show_shape(other)}"
         return shapes.Claim(text, shapes.advice(own, other), terms, target)
 
     def _check_claims(self) -> None:
@@ -330,7 +331,7 @@ class Importer:
 
 def _check_static_size(shape: ir.Shape, what: str) -> None:
     if ir.size(max(d, 1) for d in shape if isinstance(d, int)) > limits.SHAPE_ELEMENTS:
-        raise UnsupportedError(f"{what} has the shape {shapes.show(shape)}, larger than any memory")
+        raise UnsupportedError(f"{what} has the shape {show_shape(shape)}, larger than any memory")
 
 
 def _check_blocks(graph: ir.Graph) -> None:

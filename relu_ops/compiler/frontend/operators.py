@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
-from relu_ops.compiler.frontend import shapes
 from relu_ops.compiler.frontend.check import array_of
 from relu_ops.compiler.frontend.limits import DECLARED_RANK
 from relu_ops.compiler.frontend.scope import (
@@ -22,6 +21,7 @@ from relu_ops.compiler.frontend.scope import (
     element_type_name,
 )
 from relu_ops.contract import ir, reference
+from relu_ops.contract.shapes import show as show_shape
 from relu_ops.errors import ModelError, UnsupportedError
 
 
@@ -79,7 +79,7 @@ class Call:
         """The operands with their shapes, for a message."""
         pairs = zip(self.node.input, self.operands, strict=True)
         return " and ".join(
-            f"{name!r} of shape {shapes.show(self.importer.shapes[operand])}"
+            f"{name!r} of shape {show_shape(self.importer.shapes[operand])}"
             for name, operand in pairs
             if operand is not None
         )
@@ -343,7 +343,7 @@ def _check_rank(call: Call, what: str, value: int, blocked: bool, along_axis: bo
     rank, shape = call.rank(value), call.importer.shapes[value]
     if rank is not None and (rank > 1 or along_axis):
         raise ModelError(
-            f"{call.where}: {what}{call.named(value)} has the shape {shapes.show(shape)}; it must "
+            f"{call.where}: {what}{call.named(value)} has the shape {show_shape(shape)}; it must "
             "be a scalar, or a vector along axis, which scale and zero_point both are then",
             "for scales in blocks, give the node a block_size (opset 21)",
         )
@@ -388,7 +388,7 @@ def _check_extents(where: str, shape: ir.Shape, own: ir.Shape, axis: int, block:
             )
         if k != axis and whole != blocks:
             raise ModelError(
-                f"{where}: its shape {shapes.show(own)} must be that of x, {shapes.show(shape)}, "
+                f"{where}: its shape {show_shape(own)} must be that of x, {show_shape(shape)}, "
                 f"but for axis {axis}"
             )
 

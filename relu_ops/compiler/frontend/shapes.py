@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from relu_ops.contract import ir
+from relu_ops.contract.shapes import show as show_shape
 
 Symbol = str | tuple[int, int]
 """A dimension's name; or an input and the axis, counted from its last, of one that has none."""
@@ -32,18 +33,6 @@ each depend on another choice of 512 inputs."""
 
 # ---------------------------------------------------------------------------------------------
 # Shapes as they are declared
-
-
-def show(shape: ir.Shape | None) -> str:
-    """A shape, for messages.
-
-    >>> show((1, "N", None)), show((3,)), show(None)
-    ('(1, N, ?)', '(3,)', 'any shape')
-    """
-    if shape is None:
-        return "any shape"
-    dims = ["?" if dim is None else str(dim) for dim in shape]
-    return f"({dims[0]},)" if len(dims) == 1 else f"({', '.join(dims)})"
 
 
 def broadcast(shapes: Iterable[ir.Shape | None]) -> ir.Shape | None:
@@ -93,7 +82,7 @@ def advice(source: ir.Shape | None, into: ir.Shape | None) -> str:
         if axis is not None:
             reshaped = (*source, *(1,) * (len(into) - 1 - axis))
             return (
-                f"to lay it along axis {axis}, reshape it to {show(reshaped)}: "
+                f"to lay it along axis {axis}, reshape it to {show_shape(reshaped)}: "
                 "shapes are aligned at their last dimension"
             )
     return "shapes are aligned at their last dimension; there, extents must be equal, or 1"

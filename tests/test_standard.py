@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import relu_ops
-from relu_ops import graphs, jit
+from relu_ops import graphs, standard
 from relu_ops.contract import reference
 from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import (
@@ -29,7 +29,7 @@ FLOATS = graphs.dtypes("leaky_relu")
 
 
 def test_the_dtypes_are_those_of_the_graphs() -> None:
-    assert {name: graphs.dtypes(name) for name in ("relu", "leaky_relu")} == jit._DTYPES
+    assert {name: graphs.dtypes(name) for name in ("relu", "leaky_relu")} == standard._DTYPES
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "bool", "complex64", "longdouble", "object"])
@@ -155,7 +155,7 @@ def slopes(dtype: str) -> list[float]:
     """Every kind of number that is finite in a dtype, and some that are no float32."""
     with np.errstate(invalid="ignore"):  # a signalling NaN
         special = special_values("float32").astype(np.float64)
-    bound = jit._BOUNDS.get(dtype, jit._BOUNDS["float32"])
+    bound = standard._BOUNDS.get(dtype, standard._BOUNDS["float32"])
     found = [float(a) for a in special if np.isfinite(a) and abs(a) < min(bound, 3.3e38)]
     return [*found, 0.1, -0.7, 1 / 3, 2**-24 + 2**-30, 2**-149 * 1.7, 0.01, np.nextafter(0.01, 1)]
 
@@ -185,7 +185,7 @@ def test_the_graph_of_any_slope_is_leaky_relu(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_where_a_slope_stops_being_finite(dtype: str) -> None:
     x = np.array([-1], DTYPES[dtype].numpy)
-    bound = jit._BOUNDS.get(dtype, jit._BOUNDS["float32"])
+    bound = standard._BOUNDS.get(dtype, standard._BOUNDS["float32"])
     last = float(np.nextafter(np.float32(min(bound, 3.4e38)), np.float32(0)))
     for alpha in (last, -last):
         assert np.isfinite(relu_ops.leaky_relu(x, alpha=alpha).astype(np.float64)).all()
@@ -294,10 +294,10 @@ def test_out_is_written_and_returned(alpha: float) -> None:
 
 _LOOK_UPS = """
 import numpy as np, relu_ops
-from relu_ops import jit
+from relu_ops import standard
 asked = []
-own_dtype = jit._own_dtype
-jit._own_dtype = lambda x, graph: asked.append(graph) or own_dtype(x, graph)
+own_dtype = standard._own_dtype
+standard._own_dtype = lambda x, graph: asked.append(graph) or own_dtype(x, graph)
 for dtype in ("<f2", "<f4", "<f8"):
     for shape in ((3,), (2, 3), ()):
         x = np.full(shape, -1, dtype)

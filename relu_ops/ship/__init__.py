@@ -1,0 +1,1 @@
+"""Bundles in the forms that servers install: a wheel, a folder for the `kernels` loader."""
