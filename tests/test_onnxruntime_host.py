@@ -21,8 +21,8 @@ import pytest
 from onnx import TensorProto, helper, parser
 
 import relu_ops
-from relu_ops import bundle as bundles
 from relu_ops import config, graphs
+from relu_ops.bundle import store as bundles
 from relu_ops.compiler.frontend.scope import ELEMENT_TYPES
 from relu_ops.contract.semantics import DTYPES
 
@@ -239,20 +239,35 @@ def test_a_session_runs_a_bundle(bundle: tuple[Path, str], folder: Path) -> None
     assert lines[-1] == f"done {onnxruntime.__version__}"
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("release", RELEASES)
-def test_releases(release: str, bundle: tuple[Path, str], folder: Path, tmp_path: Path) -> None:
-    python = tmp_path / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path)], check=True)
+def environment_with(release: str, folder: Path) -> Path:
+    """The Python of a new environment that has some release of onnxruntime."""
+    python = folder / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     packages = [f"onnxruntime=={release}", "numpy<2" if release < "1.19" else "numpy"]
     installed = subprocess.run(
         [str(python), "-m", "pip", "install", "-q", *packages], capture_output=True, text=True
     )
     if installed.returncode:
         pytest.skip(f"onnxruntime {release} cannot be installed: {installed.stderr[-300:]}")
+    return python
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("release", RELEASES)
+def test_releases(release: str, bundle: tuple[Path, str], folder: Path, tmp_path: Path) -> None:
+    python = environment_with(release, tmp_path)
     lines = host(str(python), bundle, folder)
     check_lines(lines, bundle, folder)
     assert lines[-1] == f"done {release}"
+
+
+@pytest.mark.exhaustive
+def test_an_older_release_is_refused(
+    bundle: tuple[Path, str], folder: Path, tmp_path: Path
+) -> None:
+    python = environment_with("1.16.3", tmp_path)
+    with pytest.raises(AssertionError, match=r"relu_ops: needs onnxruntime 1\.17 or newer"):
+        host(str(python), bundle, folder)
 
 
 # ---------------------------------------------------------------------------------------------

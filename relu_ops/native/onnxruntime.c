@@ -39,6 +39,7 @@ static OrtStatus* make_host(const OrtApiBase* base, Host* host) {
     return create_status(ORT_FAIL, text);
   }
   const OrtFunction* api = base->get_api(version);
+  if (!api) api = base->get_api(version = ORT_OLDEST); /* a build that calls itself something else */
 #define ORT_READ(place, name, result, parameters) \
   if (place < 300 || version >= ORT_SHAPE_REFERENCES_FROM) host->name = (result(*) parameters)api[place];
   ORT_FUNCTIONS(ORT_READ)

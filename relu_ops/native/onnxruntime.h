@@ -50,6 +50,7 @@ typedef struct {
   F(90, get_input, OrtStatus*, (const OrtKernelContext* context, size_t k, const OrtValue** value))  \
   F(91, get_output, OrtStatus*,                                                                      \
     (OrtKernelContext * context, size_t k, const int64_t* dims, size_t rank, OrtValue** value))      \
+  F(93, release_status, void, (OrtStatus * status))                                                  \
   F(99, release_info, void, (OrtTensorTypeAndShapeInfo * info))                                      \
   F(101, release_domain, void, (OrtCustomOpDomain * domain))                                         \
   F(237, has_entry, OrtStatus*, (const OrtSessionOptions* options, const char* key, int* has))       \

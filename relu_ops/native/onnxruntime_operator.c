@@ -149,6 +149,12 @@ static bool broadcast_dims(DimShape* to, const DimShape* from, Seen seen) {
   return true;
 }
 
+/* Whether a host refused something; what it says of that is let go. */
+static bool refused(const Host* host, OrtStatus* status) {
+  if (status) host->release_status(status);
+  return status != NULL;
+}
+
 /* What is known of an input. False where that is nothing: an array without a shape looks to us like a
  * single number. */
 static bool infer_input(const HostedOperator* h, const OrtShapeInferContext* context, int32_t k,
@@ -156,9 +162,12 @@ static bool infer_input(const HostedOperator* h, const OrtShapeInferContext* con
   OrtTensorTypeAndShapeInfo* info; /* the context's */
   int64_t extents[MAX_RANK];
   const char* symbols[MAX_RANK];
-  if (h->host->get_inferred(context, (size_t)k, &info) || h->host->get_rank(info, &shape->rank)) return false;
+  const Host* host = h->host;
+  if (refused(host, host->get_inferred(context, (size_t)k, &info))) return false;
+  if (refused(host, host->get_rank(info, &shape->rank))) return false;
   if (shape->rank > MAX_RANK || (shape->rank == 0 && h->op->inputs[k].rank != 0)) return false;
-  if (h->host->get_dimensions(info, extents, shape->rank) || h->host->get_symbols(info, symbols, shape->rank))
+  if (refused(host, host->get_dimensions(info, extents, shape->rank)) ||
+      refused(host, host->get_symbols(info, symbols, shape->rank)))
     return false;
   for (size_t d = 0; d < shape->rank; ++d) shape->dims[d] = (Dim){extents[d], symbols[d]};
   return true;

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from relu_ops.errors import counted
+
 
 @dataclass
 class GroupReport:
@@ -67,8 +69,8 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
-        found, taken = len(self.groups), len(self.taken)
-        lines = [f"{found} groups of nodes found, {taken} taken"]
+        found = counted(len(self.groups), "group")
+        lines = [f"{found} of nodes found, {len(self.taken)} taken"]
         lines += [f"  {count} x {line}" for line, count in Counter(map(_line, self.groups)).items()]
         if self.stock_seconds is not None and self.own_seconds is not None:
             lines.append(f"the model: {_times(self.stock_seconds, self.own_seconds)}")
