@@ -304,7 +304,10 @@ def test_random_networks(seed: int, tmp_path: Path, greedy: None) -> None:
 # Models as they come
 
 
-def test_weights_outside_stay_as_they_are(tmp_path: Path, greedy: None) -> None:
+@pytest.mark.parametrize("measure", [False, True])
+def test_weights_outside_stay_as_they_are(
+    measure: bool, tmp_path: Path, greedy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same file, by another name of it; no byte of it is written."""
     source = tmp_path / "source"
     source.mkdir()
@@ -313,7 +316,13 @@ def test_weights_outside_stay_as_they_are(tmp_path: Path, greedy: None) -> None:
     onnx.save(
         model, source / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0
     )
-    relu_ops.partition(source / "m.onnx", tmp_path / "p")
+    monkeypatch.setattr(partitioning, "LEAST_OF_WHOLE", 0)
+    monkeypatch.setattr("relu_ops.partitioning.measuring.LEAST_GAIN", 0)
+    monkeypatch.setattr("relu_ops.partitioning.measuring.ROUNDS", 1)
+    report = relu_ops.partition(source / "m.onnx", tmp_path / "p", measure=measure)
+    assert len(report.taken) == 1 and len(list(source.iterdir())) == 2
+    names = ["m.data", "model.onnx", "operators.bundle", "report.json"]
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == names
     assert (tmp_path / "p" / "m.data").samefile(source / "m.data")
     feeds = {"x": random(7, 64), "scale": random(64, seed=1), "bias": random(64, seed=2)}
     (want,) = run(stock(CHAIN), feeds)

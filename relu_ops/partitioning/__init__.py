@@ -119,7 +119,12 @@ class _Work:
         self._model = model
         self._source, self._proto = _read(model)
         self._dims = {**_dims_of(self._proto, inputs), **dims}
-        folder.mkdir()
+        self._make_folder()
+
+    def _make_folder(self) -> None:
+        """A folder with the model's external data, and nothing else yet."""
+        self.folder.mkdir()
+        _link_external(self._source, self._proto, self.folder)
 
     def run(self, targets: Sequence[str] | str, measure: bool) -> Report:
         """All steps: find, decide, build, rewrite, check."""
@@ -211,7 +216,7 @@ class _Work:
         from relu_ops.partitioning import hosted
 
         wanted = {n for group in self._groups if not group.scope.name for n in group.inputs}
-        return hosted.shapes_of(self._source, self._proto, wanted, self._feeds(0))
+        return hosted.shapes_of(self._proto, self.folder, wanted, self._feeds(0))
 
     # ---- writing
 
@@ -237,7 +242,6 @@ class _Work:
                 for form in forms
             ]
             rewriting.rewrite(self._network, choices, functions, digest)
-        _link_external(self._source, self._proto, self.folder)
         (self.folder / MODEL).write_bytes(self._proto.SerializeToString())
 
     # ---- checking
@@ -287,8 +291,8 @@ class _Work:
             one.taken, one.operator, one.why = False, None, "the whole model does not gain by it"
         self._report.digest = None
         shutil.rmtree(self.folder)
-        self.folder.mkdir()
         _, self._proto = _read(self._model)
+        self._make_folder()
         self._write(targets)
         self._check()
 

@@ -106,13 +106,8 @@ def _values(
     wanted = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output))
     shown = [name for name in wanted if name not in outputs | weights | set(feed)]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
-    exposed = folder / "exposed.onnx"
-    try:
-        exposed.write_bytes(proto.SerializeToString())
-        session = hosted.session_of(exposed, _with_bundle(folder, digest))
-        found = hosted.run(session, feed)
-    finally:
-        exposed.unlink()
+    with hosted.exposed(proto, folder) as path:
+        found = hosted.run(hosted.session_of(path, _with_bundle(folder, digest)), feed)
     constant = [tensor for tensor in proto.graph.initializer if tensor.name in wanted]
     return (
         dict(feed) | found | {t.name: onnx.numpy_helper.to_array(t, str(folder)) for t in constant}

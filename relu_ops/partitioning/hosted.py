@@ -117,6 +117,7 @@ def executed(source: Source) -> Executed:
         path = Path(folder) / "optimized.onnx"
         options = options_of()
         options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.disable_prepacking", "1")  # copies of weights
         if isinstance(source, Path):  # it may have more weights than a file can hold
             prefix = "session.optimized_model_external_initializers"
             options.add_session_config_entry(f"{prefix}_file_name", "weights")
@@ -194,31 +195,28 @@ def random_arrays(session: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
 
 
 def shapes_of(
-    source: Source, proto: onnx.ModelProto, wanted: set[str], feeds: Mapping[str, np.ndarray]
+    proto: onnx.ModelProto, folder: Path, wanted: set[str], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes that values of a model's graph have in a run."""
+    """The shapes that values of a graph have in a run; external data are in the folder."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     outputs = {info.name for info in copy.graph.output}
     made = {name for node in copy.graph.node for name in node.output}
     shown = sorted((wanted & made) - outputs)
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
-    with _beside(source, copy) as exposed:
-        session = session_of(exposed, options_of())
-        found = run(session, feeds)
-    found |= feeds
+    with exposed(copy, folder) as path:
+        found = run(session_of(path, options_of()), feeds) | dict(feeds)
     shapes = {name: np.shape(found[name]) for name in wanted if name in found}
     weights = {t.name: tuple(t.dims) for t in proto.graph.initializer if t.name in wanted}
     return {**weights, **shapes}
 
 
 @contextlib.contextmanager
-def _beside(source: Source, proto: onnx.ModelProto) -> Iterator[Source]:
-    """A changed model, as a file beside the one that it was: there its external data lie."""
-    if isinstance(source, bytes):
-        yield proto.SerializeToString()
-        return
-    with tempfile.NamedTemporaryFile(dir=source.parent, suffix=".onnx") as file:
-        file.write(proto.SerializeToString())
-        file.flush()
-        yield Path(file.name)
+def exposed(proto: onnx.ModelProto, folder: Path) -> Iterator[Path]:
+    """A changed model as a file, for now, where its external data are."""
+    path = folder / "exposed.onnx"
+    path.write_bytes(proto.SerializeToString())
+    try:
+        yield path
+    finally:
+        path.unlink()
