@@ -61,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def verbs() -> tuple[str, ...]:
+    """Every verb, in the order of the help."""
+    return tuple(_VERBS)
+
+
 def _shielded(arguments: Sequence[str]) -> list[str]:
     """Arguments in which argparse takes no negative number for an option.
 
@@ -285,7 +290,9 @@ def _read_array(path: str, dtype: str) -> np.ndarray:
     try:
         array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
-        raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ArgumentError(
+            f"{path}: cannot be read: {error.strerror}", "write one with numpy.save"
+        ) from error
     except (ValueError, EOFError) as error:
         raise ArgumentError(
             f"{path}: is not a readable .npy file: {error}",
@@ -302,7 +309,9 @@ def _write_array(path: str, array: np.ndarray) -> None:
         with Path(path).open("wb") as file:
             np.save(file, array, allow_pickle=False)
     except OSError as error:
-        raise ArgumentError(f"{path}: cannot be written: {error.strerror}") from error
+        raise ArgumentError(
+            f"{path}: cannot be written: {error.strerror}", "name another file with --output"
+        ) from error
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -321,11 +330,29 @@ def _verify(options: argparse.Namespace) -> int:
     return FINE if report.ok else CHECK_FAILED
 
 
+_MEASURED = ("path", "graph", "target", "size", "dtype", "threads", "peer", "mode", "quick")
+"""What says what to measure: nothing is where a record is shown."""
+
+
+def _check_measures_nothing(options: argparse.Namespace) -> None:
+    """Refuse what `--show` and `--compare` would leave unheeded."""
+    unheeded = {"show": _MEASURED, "compare": (*_MEASURED, "show", "record", "plot")}
+    for reading, others in unheeded.items():
+        given = [name for name in others if getattr(options, name)]
+        if getattr(options, reading) and given:
+            shown = given[0] if given[0] == "path" else f"--{given[0]}"
+            raise ArgumentError(
+                f"bench: --{reading} measures nothing, and {shown} was given as well",
+                "leave out one or the other",
+            )
+
+
 def _bench(options: argparse.Namespace) -> int:
     import msgspec
 
     from relu_ops.bench import command, plots, record, tables
 
+    _check_measures_nothing(options)
     if options.compare:
         rows = record.compare(*(record.read(path) for path in options.compare))
         print(

@@ -21,13 +21,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from relu_ops.errors import ArgumentError, ArgumentTypeError, choice
+
+if TYPE_CHECKING:
+    from relu_ops.compiler.frontend import Model
 
 OPSET = 18
 """onnxruntime's CPU kernels cover most dtypes here: float64 LeakyRelu and int64 Relu run at 18 and
@@ -549,11 +553,11 @@ def dtypes(graph: str) -> tuple[str, ...]:
     return tuple(dtype for dtype in _ALL if _is_made_in(make, dtype))
 
 
-def with_rank(model: onnx.ModelProto, rank: int) -> onnx.ModelProto:
+def with_rank(model: Model, rank: int) -> onnx.ModelProto:
     """Copy a model, giving inputs and outputs of unknown rank `rank` symbolic dimensions.
 
     Args:
-        model: Any model; it is left as it is.
+        model: Any model, as for `relu_ops.compile`; it is left as it is.
         rank: The number of dimensions, 0 for a scalar. All values get the same ones.
 
     Returns:
@@ -562,6 +566,7 @@ def with_rank(model: onnx.ModelProto, rank: int) -> onnx.ModelProto:
     Raises:
         ArgumentTypeError: The rank is no integer.
         ArgumentError: It is negative.
+        ModelError: The model is not valid ONNX.
 
     >>> ranked = with_rank(relu(), rank=2)
     >>> print(describe(ranked.graph.input[0]))
@@ -572,8 +577,7 @@ def with_rank(model: onnx.ModelProto, rank: int) -> onnx.ModelProto:
         raise ArgumentTypeError(f"with_rank: rank must be an integer (not {rank!r})")
     if rank < 0:
         raise ArgumentError(f"with_rank: rank must be at least 0 (not {rank})")
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = _read(model)
     for value in (*copy.graph.input, *copy.graph.output):
         if not value.type.tensor_type.HasField("shape"):
             shape = [f"dim_{axis}" for axis in range(rank)]
@@ -596,14 +600,26 @@ def describe(value: onnx.ValueInfoProto) -> str:
     return f"{value.name}: {dtype}[{', '.join(dims)}]"
 
 
-def serialize(model: onnx.ModelProto) -> bytes:
+def serialize(model: Model) -> bytes:
     """Return the bytes of a model's file: the same bytes for equal models, always.
+
+    Args:
+        model: Any model, as for `relu_ops.compile`. Its external data come into the bytes.
+
+    Raises:
+        ModelError: The model is not valid ONNX.
 
     >>> serialize(relu()) == serialize(relu())
     True
     """
-    content: bytes = model.SerializeToString(deterministic=True)
+    content: bytes = _read(model).SerializeToString(deterministic=True)
     return content
+
+
+def _read(model: Model) -> onnx.ModelProto:
+    from relu_ops.compiler import frontend
+
+    return frontend.read_model(model)
 
 
 def export(folder: str | os.PathLike[str], check: bool = False) -> list[str]:
@@ -784,11 +800,17 @@ def _integer(name: str, argument: str, value: int, low: int, high: int | None) -
 
 def _real(name: str, argument: str, value: float, dtype: str) -> np.float32:
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise ArgumentTypeError(f"{name}: {argument} must be a real number (not {value!r})")
+        raise ArgumentTypeError(
+            f"{name}: {argument} must be a real number (not {value!r})",
+            "a number for each channel is an operand: graphs.prelu, graphs.scale_bias_leaky_relu",
+        )
     with np.errstate(over="ignore"):
         rounded = np.float32(_float(value))
         if not np.isfinite(rounded.astype(_numpy_dtype(dtype))):
-            raise ArgumentError(f"{name}: {argument} must be finite in {dtype} (not {value!r})")
+            raise ArgumentError(
+                f"{name}: {argument} must be finite in {dtype} (not {value!r})",
+                f"the largest number of {dtype} is {ml_dtypes.finfo(_numpy_dtype(dtype)).max}",
+            )
     return rounded
 
 
@@ -811,7 +833,9 @@ def _is_made_in(make: Callable[..., onnx.ModelProto], dtype: str) -> bool:
 def _folder(folder: str | os.PathLike[str]) -> Path:
     path = Path(folder)
     if path.exists() and not path.is_dir():
-        raise ArgumentError(f"export: folder must be a directory ({path} is a file)")
+        raise ArgumentError(
+            f"export: folder must be a directory ({path} is a file)", "name another folder"
+        )
     return path
 
 

@@ -14,6 +14,7 @@ import numbers
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from relu_ops.bundle import store as bundles
@@ -55,7 +56,7 @@ def _relu(x: Any, out: Any = None) -> Any:
         out: Where to write; may be x.
 
     Returns:
-        An array of the shape and dtype of x: `out` where it was given.
+        An array of the shape and dtype of x; `out` where it was given.
 
     >>> import numpy as np
     >>> relu(np.array([-1.5, -0.0, 2.0], dtype=np.float32))
@@ -79,7 +80,7 @@ def _leaky_relu(x: Any, alpha: float = _USUAL_SLOPE, out: Any = None) -> Any:
         out: Where to write; may be x.
 
     Returns:
-        An array of the shape and dtype of x: `out` where it was given.
+        An array of the shape and dtype of x; `out` where it was given.
 
     >>> import numpy as np
     >>> leaky_relu(np.array([-2.0, 3.0], dtype=np.float32), alpha=0.5)
@@ -104,7 +105,10 @@ leaky_relu = Standard(_leaky_relu, True)
 def _real(alpha: Any) -> float:
     """A slope as a float; infinite where it is too large, as an integer can be."""
     if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
-        raise ArgumentTypeError(f"leaky_relu: alpha must be a real number (not {alpha!r})")
+        raise ArgumentTypeError(
+            f"leaky_relu: alpha must be a real number (not {alpha!r})",
+            "a slope for each channel is a PRelu: compile relu_ops.graphs.prelu()",
+        )
     try:
         return float(alpha)
     except OverflowError:
@@ -117,7 +121,10 @@ def _rounded(alpha: float, dtype: str) -> float:
         rounded = float(np.float32(alpha))
         if abs(rounded) < _BOUNDS.get(dtype, _BOUNDS["float32"]):
             return rounded
-    raise ArgumentError(f"leaky_relu: alpha must be finite in {dtype} (not {alpha!r})")
+    raise ArgumentError(
+        f"leaky_relu: alpha must be finite in {dtype} (not {alpha!r})",
+        f"the largest number of {dtype} is {ml_dtypes.finfo(DTYPES[dtype].numpy).max}",
+    )
 
 
 @functools.cache

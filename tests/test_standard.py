@@ -205,7 +205,7 @@ def test_what_is_rounded_to_infinity_first_is_refused() -> None:
     """65519.998 is below float16's bound, and as a float32 it is 65520."""
     x = np.float16([-1])
     assert relu_ops.leaky_relu(x, alpha=65519.99).tolist() == [-65504]
-    with pytest.raises(ArgumentError, match=r"finite in float16 \(not 65519\.9999\)$"):
+    with pytest.raises(ArgumentError, match=r"finite in float16 \(not 65519\.9999\)\nhint: "):
         relu_ops.leaky_relu(x, alpha=65519.9999)
 
 
@@ -275,7 +275,7 @@ def test_a_slope_is_one_real_number(alpha: Any) -> None:
     ):
         with pytest.raises(ArgumentTypeError) as caught:
             ask()
-        assert str(caught.value) == f"leaky_relu: alpha must be a real number (not {alpha!r})"
+        assert caught.value.message == f"leaky_relu: alpha must be a real number (not {alpha!r})"
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.25])

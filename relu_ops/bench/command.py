@@ -48,7 +48,9 @@ def groups(options: argparse.Namespace) -> tuple[list[Group], Settings, runner.M
         peers.find(name)
     sizes = options.size or (_QUICK_SIZES if options.quick else runner.DEFAULT_SIZES)
     if 0 in sizes:
-        raise ArgumentError("bench: size must be at least 1 (not 0)")
+        raise ArgumentError(
+            "bench: size must be at least 1 (not 0)", "for example 65536, 64k or 1M"
+        )
     planned = runner.plan(
         chosen,
         [level if name == "native" else name for name in options.target or [level]],
@@ -92,10 +94,7 @@ def _of_path(path: Path) -> _Subjects:
         proto = frontend.read_model(path)
         return [cases.case_of(proto, proto.graph.name or path.stem)], runner.compiled, "native"
     bundle = bundles.read(path)
-    every = [
-        cases.case_of(frontend.read_model(bundle.model(name)), name)
-        for name in bundle.handle.operators
-    ]
+    every = [cases.case_of(bundle.model(name), name) for name in bundle.handle.operators]
 
     def make(case: Case, _dtype: str, target: str) -> Any:
         return dispatch.operator_of(bundle, name=case.name, target=target)
@@ -117,10 +116,12 @@ def check_outputs(record_path: str | None, picture_folder: str | None) -> None:
     if record_path is not None:
         path = Path(record_path)
         if path.is_dir():
-            raise ArgumentError(f"{path}: cannot be written: it is a directory")
+            raise ArgumentError(
+                f"{path}: cannot be written: it is a directory", "name a file, for example r.json"
+            )
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             why = "read-only" if path.exists() else f"{path.parent} is missing or read-only"
-            raise ArgumentError(f"{path}: cannot be written: {why}")
+            raise ArgumentError(f"{path}: cannot be written: {why}", "name another file")
     if picture_folder is not None:
         plots.make_folder(picture_folder)
 

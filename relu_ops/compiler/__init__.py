@@ -43,8 +43,9 @@ def build(
     """Compile one or several models and write a bundle.
 
     Args:
-        model: An `onnx.ModelProto`, its bytes, or the path of a file: the operator has the name of
-            its graph. Or a mapping of those, whose keys are the operators' names.
+        model: An `onnx.ModelProto`, its bytes, the path of a file, an `onnx_ir.Model`, an
+            onnxscript function or a `torch.onnx.ONNXProgram`: the operator has the name of its
+            graph. Or a mapping of those, whose keys are the operators' names.
         targets: Names of targets, for example ["x86-64-v2", "x86-64-v3", "x86-64-v4"].
         path: The directory to write. A bundle that is there is replaced.
 

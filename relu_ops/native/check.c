@@ -115,9 +115,11 @@ static relu_ops_status check_dtype(const Array* a) {
 static relu_ops_status check_rank(const Array* a) {
   const DLTensor* x = a->tensor;
   const char *name = a->op->name, *array = a->spec->name;
-  if (x->ndim > MAX_RANK)
-    return relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s%s has %" PRId32 " dimensions; at most %d are supported",
-                         name, a->role, array, x->ndim, MAX_RANK);
+  if (x->ndim > MAX_RANK) {
+    relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s%s has %" PRId32 " dimensions; at most %d are supported", name,
+                  a->role, array, x->ndim, MAX_RANK);
+    return relu_ops_advise(RELU_OPS_ARGUMENT, "reshape it first: dimensions that lie together can be one");
+  }
   if (x->ndim < 0)
     return relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s%s has %" PRId32 " dimensions; it must have 0 to %d",
                          name, a->role, array, x->ndim, MAX_RANK);

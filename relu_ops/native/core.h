@@ -30,6 +30,13 @@ void relu_ops_append(Text* text, const char* format, ...) __attribute__((format(
 /* A shape, as messages have it: (2, 3), (3,), (). */
 void relu_ops_append_shape(Text* text, int32_t rank, const int64_t* extents);
 
+/* A path or a name of any length, as messages have it: of a long one both ends, so that what is said of
+ * it is not what is cut. */
+typedef struct {
+  char text[512];
+} Shown;
+Shown relu_ops_shown(const char* name);
+
 /* A dtype of DLPack, as messages have it: float32. */
 typedef struct {
   char text[32];

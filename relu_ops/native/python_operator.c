@@ -355,13 +355,20 @@ static int expect_all(OperatorObject* self) {
 }
 
 /* Operator(handle, name=None, target=None, bundle=None) */
+/* Whoever calls the class itself is told where operators come from. */
+static PyObject* refuse_new(void) {
+  if (!PyErr_ExceptionMatches(PyExc_TypeError)) return NULL;
+  PyErr_Clear();
+  return relu_ops_call_careful("refuse_new", NULL, 0);
+}
+
 static PyObject* operator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
   static char* names[] = {"handle", "name", "target", "bundle", NULL};
   PyObject *handle, *bundle = Py_None;
   const char *name = NULL, *target = NULL;
   if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!|zzO", names, relu_ops_known.bundle_type, &handle,
                                    &name, &target, &bundle))
-    return NULL;
+    return refuse_new();
   relu_ops_operator* op;
   relu_ops_status status = relu_ops_load(((BundleObject*)handle)->bundle, name, target, &op);
   if (status) return relu_ops_raise(status);

@@ -51,8 +51,8 @@ def describe(path_or_model: Model | Bundle) -> dict[str, Any]:
     """Describe a bundle or an ONNX model.
 
     Args:
-        path_or_model: A bundle's directory, a `Bundle` (as of `op.bundle`), an .onnx file, the
-            bytes of one, or an `onnx.ModelProto`.
+        path_or_model: A bundle's directory, a `Bundle` (as of `op.bundle`), or a model, as for
+            `relu_ops.compile`.
 
     Returns:
         Plain data. For both: "kind" ("bundle" or "model"), "path", "operators" (each with "name",
@@ -101,7 +101,15 @@ def source(
     chosen = _best_target(held) if target in (None, "native") else targets.resolve(target)
     if kind not in KINDS[chosen.kind]:
         kinds = ", ".join(KINDS[chosen.kind])
-        raise ArgumentError(f"source: kind must be one of {kinds} for {chosen} (not {kind!r})")
+        raise ArgumentError(
+            f"source: kind must be one of {kinds} for {chosen} (not {kind!r})",
+            "tir is TVM's loops, assembly the machine code that ships",
+        )
+    if held is None and name is not None:
+        raise ArgumentError(
+            f"source: name chooses an operator of a bundle, and a model is one (not {name!r})",
+            "leave it out",
+        )
     operator = None if held is None else held.operator_name(name)
     if kind == "assembly":
         require("capstone", "inspect", f"{_PURPOSE}.source of machine code")

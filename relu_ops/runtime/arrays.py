@@ -79,7 +79,8 @@ def as_numpy(x: Any, spec: Tensor, operator: str) -> np.ndarray:
         )
     if array.ndim > MAXIMUM_ARRAY_RANK:
         raise ArgumentError(
-            f"{what} has {array.ndim} dimensions; at most {MAXIMUM_ARRAY_RANK} are supported"
+            f"{what} has {array.ndim} dimensions; at most {MAXIMUM_ARRAY_RANK} are supported",
+            "reshape it first: dimensions that lie together can be one",
         )
     return array.astype(native, copy=False)
 

@@ -64,7 +64,9 @@ def _refuse_device(device: str) -> None:
 
     if isinstance(device, str) and re.fullmatch(r"cuda(:[0-9]{1,2})?", device):
         raise DeviceError(f"device {device!r} cannot be used: {CUDA_IS_OFF}", "load it for the CPU")
-    raise ArgumentError(f"device must be 'cpu' (not {device!r})")
+    raise ArgumentError(
+        f"device must be 'cpu' (not {device!r})", "leave it out: operators run on the CPU"
+    )
 
 
 def operator_of(bundle: Bundle, *, name: str | None = None, target: str | None = None) -> Operator:

@@ -94,6 +94,18 @@ def careful_bind(op: Operator, inputs: tuple[Any, ...], keywords: Mapping[str, A
     return op.bound((*views, *results), threads, inputs, returned)
 
 
+def refuse_new() -> NoReturn:
+    """Say where operators come from, to whoever calls the class.
+
+    Raises:
+        ArgumentTypeError: Always.
+    """
+    raise ArgumentTypeError(
+        "an Operator is not made by calling the class",
+        "compile a model with relu_ops.compile, or load a bundle with relu_ops.load",
+    )
+
+
 def _keywords(op: Operator, keywords: Mapping[str, Any]) -> tuple[Any, int]:
     """The values of `out` and of `threads`, 0 for the process's default."""
     unknown = [name for name in keywords if name not in ("out", "threads")]

@@ -53,8 +53,8 @@ def verify(
     the report. With `exhaustive` it takes as long as it takes.
 
     Args:
-        model: A bundle's directory; or an `onnx.ModelProto`, its bytes or the path of a file,
-            which is compiled for every x86 level.
+        model: A bundle's directory; or a model, as for `relu_ops.compile`, which is compiled for
+            every x86 level.
         name: Which operator of a bundle; None where it has one.
         target: Only this target.
         exhaustive: Also check every bit pattern of the input: for operators of one input of at
@@ -75,9 +75,12 @@ def verify(
     require("onnx", "verify", "relu_ops.verify")
     for what, value in (("seed", seed), ("case", 0 if case is None else case)):
         if not isinstance(value, SupportsIndex):
-            raise ArgumentTypeError(f"verify: {what} must be an int (not {type(value).__name__})")
+            raise ArgumentTypeError(
+                f"verify: {what} must be an int (not {type(value).__name__})",
+                "leave it out for the usual check",
+            )
     if seed < 0:
-        raise ArgumentError(f"verify: seed must be at least 0 (not {seed})")
+        raise ArgumentError(f"verify: seed must be at least 0 (not {seed})", "leave it out for 0")
     subject = _subject(model, name, target, seed, exhaustive)
     plan = subject.plan
     if case is not None and not 0 <= case < max(len(plan), 1):

@@ -73,7 +73,7 @@ class Jury:
     """The referees of one model."""
 
     def __init__(self, proto: Any, graph: ir.Graph, report: Report) -> None:
-        self._plain = without_functions(proto)
+        self._proto = proto
         self._referees, report.absent = referees(of_any_extent(proto), graph)
         self._absent = report.absent
 
@@ -100,7 +100,8 @@ class Jury:
     ) -> Expected:
         if all_same(contract, outputs):
             return Expected(outputs)
-        verdict = explain(referee, self._plain, inputs, contract, outputs)
+        plain = without_functions(self._proto)
+        verdict = explain(referee, plain, inputs, contract, outputs)
         return Expected(outputs, verdict.causes, verdict.unexplained)
 
 

@@ -22,7 +22,7 @@ ELEMENT_TYPES: dict[int, str] = {
 SUPPORTED_DTYPES = f"supported dtypes: {', '.join(DTYPES)}"
 SUPPORTED_OPERATORS = f"supported operators: {', '.join(OPERATORS)}"
 
-_CONVERT = "convert it with onnx.version_converter.convert_version, or install a newer onnx"
+_CONVERT = "convert it with onnx.version_converter.convert_version"
 
 
 def normal_domain(domain: str) -> str:
@@ -132,7 +132,8 @@ def check_opset(version: int, whose: str = "the model") -> None:
     newest = onnx.defs.onnx_opset_version()
     if not 1 <= version <= newest:
         raise UnsupportedError(
-            f"{whose}'s opset is {version}; it must be {MINIMUM_OPSET} to {newest}", _CONVERT
+            f"{whose}'s opset is {version}; it must be {MINIMUM_OPSET} to {newest}",
+            "install a newer onnx" if version > newest else _CONVERT,
         )
 
 
