@@ -82,7 +82,7 @@ A bundle is a directory, and its digest is the sha256 of its file `SHA256SUMS`, 
 digest of every other file: `sha256sum --check SHA256SUMS` in it checks all. Give the digest to
 `relu_ops_open`, and no other bundle is taken.
 
-[examples/cmake](../examples/cmake) is a C++17 program. A program in C11,
+[examples/cmake/main.cpp](../examples/cmake/main.cpp) is a C++17 program. A program in C11,
 [examples/c/relu.c](../examples/c/relu.c), which [run.sh](../examples/c/run.sh) compiles and runs:
 """
 
