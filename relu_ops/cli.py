@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,48 @@ def _build(options: argparse.Namespace) -> int:
     _say(f"{options.output}: built for {', '.join(options.target or ['native'])}")
     print(digest)
     return FINE
+
+
+def _partition(options: argparse.Namespace) -> int:
+    from relu_ops import partitioning
+
+    report = partitioning.partition(
+        options.model,
+        options.output,
+        options.target or ["native"],
+        measure=options.measure,
+        inputs=dict(pair for path in options.input or () for pair in _read_arrays(path)),
+        dims=dict(map(_dimension, options.dim or ())),
+        threads=options.threads,
+    )
+    print(json.dumps(report.as_dict(), indent=1) if options.json else report)
+    _say(f"{options.output}: written")
+    return FINE
+
+
+def _dimension(text: str) -> tuple[str, int]:
+    """Parse NAME=EXTENT."""
+    name, _, extent = text.rpartition("=")
+    if not name or not re.fullmatch(r"[0-9]{1,18}", extent):
+        raise ArgumentError(
+            f"partition: --dim must be a name and an extent (not {text!r})",
+            "for example --dim batch=8",
+        )
+    return name, int(extent)
+
+
+def _read_arrays(path: str) -> list[tuple[str, np.ndarray]]:
+    """The arrays of an .npz file, by the names of inputs."""
+    try:
+        with np.load(path) as arrays:
+            return list(arrays.items())
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ArgumentError(
+            f"{path}: is not a readable .npz file",
+            "write one with numpy.savez, an array for the name of each input",
+        ) from error
 
 
 def _models(options: argparse.Namespace) -> str | dict[str, str]:
@@ -474,6 +517,29 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("--output",), {"required": True, "help": "the bundle's directory"}),
         ),
     ),
+    "partition": (
+        _partition,
+        "take out of a network what runs faster here, for onnxruntime: writes a folder",
+        (
+            (("model",), {"help": "an .onnx file"}),
+            (("--output",), {"required": True, "help": "the folder"}),
+            (("--target",), _MANY | {"help": "may be given again; default: native"}),
+            (
+                ("--measure",),
+                {"action": "store_true", "help": "time every group here, and take what wins"},
+            ),
+            (
+                ("--input",),
+                _MANY | {"metavar": "FILE", "help": "an .npz file with arrays for the inputs"},
+            ),
+            (
+                ("--dim",),
+                _MANY | {"metavar": "NAME=EXTENT", "help": "of a symbolic dimension; default: 1"},
+            ),
+            (("--threads",), {"type": int, "help": "of onnxruntime, where it is measured"}),
+            _JSON,
+        ),
+    ),
     "inspect": (
         _inspect,
         "show a bundle or a model",
@@ -609,6 +675,14 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("--libs",), {"action": "store_true", "help": "options to link with"}),
             (("--include-dir",), {"action": "store_true", "help": "the folder of the headers"}),
             (("--library",), {"action": "store_true", "help": "the path of librelu_ops.so"}),
+            (
+                ("--cmake-dir",),
+                {"action": "store_true", "help": "for cmake -Drelu_ops_DIR=..."},
+            ),
+            (
+                ("--pkg-config-path",),
+                {"action": "store_true", "help": "what to add to PKG_CONFIG_PATH"},
+            ),
         ),
     ),
 }

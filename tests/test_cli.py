@@ -30,10 +30,8 @@ from relu_ops.targets import CPU_TARGETS
 ROOT = Path(relu_ops.__file__).parents[1]
 NATIVE = targets.native().name
 VERBS = (
-    *("export", "build", "inspect", "run", "verify", "bench", "tune", "plot", "doctor", "cache"),
-    "wheel",
-    "export-kernel",
-    "config",
+    *("export", "build", "partition", "inspect", "run", "verify", "bench", "tune", "plot"),
+    *("doctor", "cache", "wheel", "export-kernel", "config"),
 )
 
 Run = Callable[..., tuple[int, str, str]]
@@ -136,7 +134,7 @@ def test_completion_for_zsh_and_without_its_package(
 def test_help_names_every_verb(run: Run) -> None:
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    assert tuple(re.findall(r"^    ([a-z-]+) {2,}", out, re.MULTILINE)) == VERBS
+    assert tuple(re.findall(r"^    ([a-z-]+)(?: {2,}|$)", out, re.MULTILINE)) == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -791,6 +789,10 @@ def test_config(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (include / "relu_ops.h").is_file() and (include / "dlpack" / "dlpack.h").is_file()
     folder = include.parent
     assert run("config", "--library") == (0, f"{folder / 'librelu_ops.so'}\n", "")
+    assert run("config", "--cmake-dir") == (0, f"{folder / 'cmake'}\n", "")
+    assert run("config", "--pkg-config-path") == (0, f"{folder / 'pkgconfig'}\n", "")
+    assert (folder / "cmake" / "relu_opsConfig.cmake").is_file()
+    assert (folder / "pkgconfig" / "relu_ops.pc").is_file()
     cflags, libs = f"-I{include}", f"-L{folder} -Wl,-rpath,{folder} -lrelu_ops"
     assert run("config", "--cflags") == (0, f"{cflags}\n", "")
     assert run("config", "--libs", "--cflags") == (0, f"{cflags} {libs}\n", "")

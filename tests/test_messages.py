@@ -638,8 +638,8 @@ COMMANDS = {
 USAGE = {
     "bild": (
         "relu-ops: error: argument VERB: invalid choice: 'bild' (choose from 'export', "
-        "'build', 'inspect', 'run', 'verify', 'bench', 'tune', 'plot', 'doctor', 'cache', "
-        "'wheel', 'export-kernel', 'config')"
+        "'build', 'partition', 'inspect', 'run', 'verify', 'bench', 'tune', 'plot', 'doctor', "
+        "'cache', 'wheel', 'export-kernel', 'config')"
     ),
     "build leaky.onnx": "relu-ops build: error: the following arguments are required: --output",
     "run leaky --what": "relu-ops: error: unrecognized arguments: --what",

@@ -40,6 +40,11 @@ class Dtype:
         return self.bits // 8
 
     @property
+    def onnx_name(self) -> str:
+        """What ONNX calls it, as in `tensor(float)`."""
+        return {"float32": "float", "float64": "double"}.get(self.name, self.name)
+
+    @property
     def is_float(self) -> bool:
         """True for the four binary floating-point types."""
         return self.kind == "float"

@@ -15,7 +15,7 @@ import onnx.defs
 from onnx import helper, numpy_helper
 
 from relu_ops.compiler import frontend
-from relu_ops.compiler.frontend.scope import ELEMENT_TYPES, ONNX_NAMES
+from relu_ops.compiler.frontend.scope import ELEMENT_TYPES
 from relu_ops.contract import ir, reference
 from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import UnsupportedError
@@ -290,7 +290,7 @@ def _takes(node: _Node, opset: int) -> bool:
         """Whether a dtype is one of those allowed, and the one of others of its parameter."""
         types = allowed.get(formal.type_str, {formal.type_str})
         return dtype is None or (
-            f"tensor({ONNX_NAMES.get(dtype, dtype)})" in types
+            f"tensor({DTYPES[dtype].onnx_name})" in types
             and bound.setdefault(formal.type_str, dtype) == dtype
         )
 

@@ -290,6 +290,7 @@ static PyMethodDef functions[] = {
     {"xla_register", relu_ops_xla_register, METH_VARARGS,
      "Let XLA's handler find an operator: (number, operator)."},
     {"xla_handler", relu_ops_xla_handler, METH_VARARGS, "XLA's handler, of an interface: (major, minor)."},
+    {"packed", relu_ops_packed, METH_VARARGS, "An operator for tvm-ffi: see interop/tvm_ffi.py."},
     {NULL, NULL, 0, NULL}};
 
 /* The bounds of bounds.h by name: what an image may hold. */

@@ -99,4 +99,7 @@ PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count
 
 extern PyType_Spec relu_ops_operator_spec, relu_ops_bound_spec, relu_ops_standard_spec;
 
+/* See python_tvm_ffi.c. */
+PyObject* relu_ops_packed(PyObject* module, PyObject* arguments);
+
 #endif

@@ -372,10 +372,10 @@ static PyObject* device_result(Arrays* arrays, PyObject* const* inputs, PyObject
   int at = self->input_count;
   if (at == 0 || self->output_count != 1) return NULL;
   for (int k = 0; k < at; ++k)
-    if (!adopt_tensor(arrays, k, inputs[k])) return NULL;
+    if (!adopt_tensor(arrays, k, inputs[k], false)) return NULL;
   DLDevice device = arrays->tensors[0].device;
   if (device.device_type != kDLCUDA || !relu_ops_torch_stream(device.device_id, &arrays->stream)) return NULL;
-  if (out) return adopt_tensor(arrays, at, out) ? Py_NewRef(out) : NULL;
+  if (out) return adopt_tensor(arrays, at, out, true) ? Py_NewRef(out) : NULL;
   int32_t rank;
   int64_t shape[1][MAX_RANK];
   if (relu_ops_output_shapes(self->op, arrays->tensors, &rank, shape)) return NULL;

@@ -25,13 +25,13 @@ from onnx import TensorProto
 from relu_ops.compiler.frontend import limits
 from relu_ops.compiler.frontend.functions import Functions
 from relu_ops.compiler.frontend.scope import (
-    ONNX_NAMES,
     Frame,
     check_opset,
     check_scope,
     check_tensor,
     opsets_of,
 )
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ModelError, UnsupportedError
 
 
@@ -161,7 +161,7 @@ def check_types(
             continue
         formal: Any = schema.inputs[min(position, len(schema.inputs) - 1)]
         types = allowed.get(formal.type_str, {formal.type_str})
-        if f"tensor({ONNX_NAMES.get(dtype, dtype)})" not in types:
+        if f"tensor({DTYPES[dtype].onnx_name})" not in types:
             raise ModelError(
                 f"{frame.describe(node)}: {node.op_type}-{schema.since_version} does not take "
                 f"{dtype} for {formal.name}; it takes {', '.join(sorted(types))}",
@@ -179,7 +179,7 @@ def _taken_later(
     operator: str, schema: onnx.defs.OpSchema, position: int, dtype: str
 ) -> str | None:
     """From which opset on an operator takes a dtype that it does not take yet."""
-    wanted = f"tensor({ONNX_NAMES.get(dtype, dtype)})"
+    wanted = f"tensor({DTYPES[dtype].onnx_name})"
     for opset in range(schema.since_version + 1, onnx.defs.onnx_opset_version() + 1):
         later = onnx.defs.get_schema(operator, opset, "")
         formal = later.inputs[min(position, len(later.inputs) - 1)]

@@ -16,11 +16,8 @@ from onnx import AttributeProto, TensorProto
 from relu_ops.contract.semantics import DTYPES, MINIMUM_OPSET, OPERATORS
 from relu_ops.errors import ModelError, UnsupportedError
 
-ONNX_NAMES = {"float32": "float", "float64": "double"}
-"""ONNX's names of the dtypes that it calls otherwise."""
-
 ELEMENT_TYPES: dict[int, str] = {
-    TensorProto.DataType.Value(ONNX_NAMES.get(name, name).upper()): name for name in DTYPES
+    TensorProto.DataType.Value(row.onnx_name.upper()): name for name, row in DTYPES.items()
 }
 SUPPORTED_DTYPES = f"supported dtypes: {', '.join(DTYPES)}"
 SUPPORTED_OPERATORS = f"supported operators: {', '.join(OPERATORS)}"
