@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-LIBRARY, BUNDLE, FOLDER = sys.argv[1:4]
+# A collector of doctests imports this too.
+LIBRARY, BUNDLE, FOLDER = sys.argv[1:4] if __name__ == "__main__" else ("", "", "")
 
 
 def session(model: Path, bundles: str | None = BUNDLE, threads: int = 2, **settings: object):
