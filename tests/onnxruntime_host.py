@@ -110,4 +110,5 @@ def main() -> None:
     print("done", onnxruntime.__version__)
 
 
-main()
+if __name__ == "__main__":
+    main()
