@@ -158,6 +158,32 @@ def leaky_relu_of_any_slope(dtype: str = "float32") -> onnx.ModelProto:
     return draft.model("y", "y = alpha * x where x < 0, else x")
 
 
+def leaky_relu_grad_of_any_slope(dtype: str = "float32") -> onnx.ModelProto:
+    """Make dx = dy where x > 0, else alpha * dy, for a slope that is given at each call.
+
+    Args:
+        dtype: A float type, by name.
+
+    Returns:
+        A model with inputs dy and x, of one shape and any rank, and alpha, one number; and output
+        dx.
+
+    Raises:
+        ArgumentTypeError: ONNX's LeakyRelu has no such dtype.
+
+    >>> [value.name for value in leaky_relu_grad_of_any_slope().graph.input]
+    ['dy', 'x', 'alpha']
+    """
+    draft = _Draft("leaky_relu_grad", dtype, _FLOATS)
+    draft.input("dy")
+    draft.input("x")
+    draft.input("alpha", ())
+    draft.positive("x")
+    draft.node("Mul", ["alpha", "dy"], "leaked")
+    draft.node("Where", ["positive", "dy", "leaked"], "dx")
+    return draft.model("dx", "dx = dy where x > 0, else alpha * dy")
+
+
 def thresholded_relu(alpha: float = 1.0, dtype: str = "float32") -> onnx.ModelProto:
     """Make y = x where x > alpha, else 0.
 
@@ -551,6 +577,52 @@ def dtypes(graph: str) -> tuple[str, ...]:
     """
     make = GRAPHS[choice("dtypes: graph", graph, GRAPHS)]
     return tuple(dtype for dtype in _ALL if _is_made_in(make, dtype))
+
+
+def gradient(
+    model: Model,
+    inputs: Sequence[str] | None = None,
+    *,
+    straight_through: bool = False,
+    keep_outputs: bool = False,
+) -> onnx.ModelProto:
+    """Make the vector-Jacobian product of a model: gradients of inputs, of those of outputs.
+
+    What a derivative is where several are right (at zero, at ties, at bounds, at NaN) stands beside
+    each operator in docs/semantics.md. Integer and boolean paths have none. To differentiate twice,
+    pass the result again.
+
+    Args:
+        model: As for `relu_ops.compile`; every graph in scope.
+        inputs: The inputs whose gradients are wanted, by their names; None for all that have one.
+        straight_through: Pass gradients through a QuantizeLinear and the DequantizeLinear that
+            reads it as if there were none, where the quotient is not saturated.
+        keep_outputs: Let the model compute its own outputs too, before the gradients.
+
+    Returns:
+        A model. Its inputs are those of `model` and, for each floating output y, its gradient dy,
+        of the shape of y. Its outputs are dx for each chosen input x, in their order (a name
+        that is taken gets a _). They have the shape of the iteration: what the upstream gradients
+        and the operands of x's users broadcast to. Where x was broadcast, its gradient is the sum
+        of dx over what was repeated, which is left to the caller.
+
+    Raises:
+        ModelError: The model is not valid ONNX; as `UnsupportedError` if it is, but it or its
+            gradient is out of scope.
+        ArgumentError: A name is none of an input with a gradient, or no input has one.
+        ArgumentTypeError: inputs is no list of names, or model nothing that holds a model.
+
+    >>> made = gradient(leaky_relu(alpha=0.1))
+    >>> [node.op_type for node in made.graph.node]
+    ['Greater', 'Mul', 'Where']
+    >>> [value.name for value in (*made.graph.input, *made.graph.output)]
+    ['x', 'dy', 'dx']
+    """
+    from relu_ops import gradients
+
+    return gradients.gradient(
+        model, inputs, straight_through=straight_through, keep_outputs=keep_outputs
+    )
 
 
 def with_rank(model: Model, rank: int) -> onnx.ModelProto:

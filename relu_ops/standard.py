@@ -32,8 +32,13 @@ _DTYPES = {"relu": (*_FLOATS, "int8", "int16", "int32", "int64"), "leaky_relu": 
 """What ONNX has these two for, as in `graphs`, which would import onnx to say it."""
 
 _ANY_SLOPE = "_of_any_slope"
-_GRAPHS = {**_DTYPES, f"leaky_relu{_ANY_SLOPE}": _FLOATS}
-"""The graphs of `graphs` that compute them, and their dtypes."""
+_GRAPHS = {
+    **_DTYPES,
+    f"leaky_relu{_ANY_SLOPE}": _FLOATS,
+    "relu_grad": _FLOATS,
+    f"leaky_relu_grad{_ANY_SLOPE}": _FLOATS,
+}
+"""The graphs of `graphs` that compute them and their gradients, and their dtypes."""
 
 _USUAL_SLOPE = 0.01
 """It has kernels of its own: as an operand a slope takes up to 1.9 times as long (float64 on
@@ -63,10 +68,10 @@ def _relu(x: Any, out: Any = None) -> Any:
     array([ 0., -0.,  2.], dtype=float32)
     """
     dtype, name = _dtype_of(x, "relu")
-    operator = _standard("relu", name)
+    op = operator("relu", name)
     if isinstance(dtype, np.dtype):
-        relu.remember(dtype.num, operator, False)
-    return operator(x, out=out)
+        relu.remember(dtype.num, op, False)
+    return op(x, out=out)
 
 
 def _leaky_relu(x: Any, alpha: float = _USUAL_SLOPE, out: Any = None) -> Any:
@@ -89,10 +94,10 @@ def _leaky_relu(x: Any, alpha: float = _USUAL_SLOPE, out: Any = None) -> Any:
     slope = _real(alpha)
     dtype, name = _dtype_of(x, "leaky_relu")
     usual = slope == _USUAL_SLOPE
-    operator = _standard("leaky_relu" if usual else f"leaky_relu{_ANY_SLOPE}", name)
+    op = operator("leaky_relu" if usual else f"leaky_relu{_ANY_SLOPE}", name)
     if isinstance(dtype, np.dtype):
-        leaky_relu.remember(dtype.num, operator, not usual)
-    return operator(x, out=out) if usual else operator(x, _rounded(slope, name), out=out)
+        leaky_relu.remember(dtype.num, op, not usual)
+    return op(x, out=out) if usual else op(x, rounded(slope, name), out=out)
 
 
 for _function in (_relu, _leaky_relu):
@@ -115,12 +120,16 @@ def _real(alpha: Any) -> float:
         return float("inf")
 
 
-def _rounded(alpha: float, dtype: str) -> float:
-    """A slope as float32, which is what an ONNX attribute holds."""
+def rounded(alpha: float, dtype: str) -> float:
+    """A slope as float32, which is what an ONNX attribute holds.
+
+    Raises:
+        ArgumentError: It is not finite, or not in the dtype.
+    """
     if -_BOUNDS["float32"] < alpha < _BOUNDS["float32"]:
-        rounded = float(np.float32(alpha))
-        if abs(rounded) < _BOUNDS.get(dtype, _BOUNDS["float32"]):
-            return rounded
+        single = float(np.float32(alpha))
+        if abs(single) < _BOUNDS.get(dtype, _BOUNDS["float32"]):
+            return single
     raise ArgumentError(
         f"leaky_relu: alpha must be finite in {dtype} (not {alpha!r})",
         f"the largest number of {dtype} is {ml_dtypes.finfo(DTYPES[dtype].numpy).max}",
@@ -128,8 +137,8 @@ def _rounded(alpha: float, dtype: str) -> float:
 
 
 @functools.cache
-def _standard(graph: str, dtype: str) -> Operator:
-    """The operator of a row of `_GRAPHS`."""
+def operator(graph: str, dtype: str) -> Operator:
+    """The operator of a row of `_GRAPHS`: shipped with a released wheel, or compiled."""
     shipped = _shipped()
     if shipped is not None:
         return dispatch.operator_of(shipped, name=_name(graph, dtype))

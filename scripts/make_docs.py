@@ -31,6 +31,17 @@ Dtypes: {", ".join(DTYPES)}.
 """
 
 
+DERIVATIVES = """\
+## Derivatives
+
+What `relu_ops.graphs.gradient` makes its models of: for each operand the part that it gets of dy,
+the gradient of the result. The texts are read by the program, and computed like every other graph:
+in the operator's own type, rounded once per operation. Where several derivatives are right the last
+column says which is taken; it is what torch and JAX have where these agree. What passes nothing on
+(comparisons, integers, booleans) is not listed. A bound that is absent, or NaN, bounds nothing.
+"""
+
+
 def table(rows: dict[str, Row], first: str) -> str:
     """A Markdown table of rows."""
     lines = [f"| {first} | rule | NaN | -0.0 | note |", "| --- | --- | --- | --- | --- |"]
@@ -40,12 +51,25 @@ def table(rows: dict[str, Row], first: str) -> str:
     return "\n".join(lines)
 
 
+def derivatives() -> str:
+    """A Markdown table of what each operator passes on."""
+    lines = ["| operator | passes on | choice |", "| --- | --- | --- |"]
+    for name, row in OPERATORS.items():
+        texts = [f"d{operand} = `{text}`" for operand, text in row.derivatives.items()]
+        if texts or row.choice:
+            lines.append(f"| {name} | {'<br>'.join(texts) or '-'} | {row.choice} |")
+    return "\n".join(lines)
+
+
 def page() -> str:
     """The whole page."""
     return "\n".join(
         [
             INTRODUCTION,
             table(OPERATORS, "operator"),
+            "",
+            DERIVATIVES,
+            derivatives(),
             "",
             "## Gradients, as graphs",
             "",

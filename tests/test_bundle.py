@@ -229,20 +229,34 @@ def test_what_is_no_digest(original: Path) -> None:
         dispatch.load(original, digest=digest)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:15"])
-def test_cuda_is_switched_off(original: Path, device: str) -> None:
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:15", "cuda:99999999999"])
+def test_without_a_driver(original: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELU_OPS_CUDA_DRIVER", "libno_driver.so.1")
     with pytest.raises(DeviceError) as caught:
         dispatch.load(original, device=device)
     assert str(caught.value) == (
-        f"device {device!r} cannot be used: {targets.CUDA_IS_OFF}\nhint: load it for the CPU"
+        "CUDA's driver cannot be used: libno_driver.so.1: cannot open shared object file: No such "
+        "file or directory\nhint: install NVIDIA's driver, or load an image for the CPU"
     )
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:100", "cpu:0", None], ids=repr)
+def test_what_is_no_driver(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELU_OPS_CUDA_DRIVER", "libm.so.6")
+    with pytest.raises(DeviceError) as caught:
+        dispatch.load(original, device="cuda")
+    assert str(caught.value) == (
+        "CUDA's driver is too old: libm.so.6 has no function cuInit\n"
+        "hint: install a driver of CUDA 13.0 or later"
+    )
+
+
+@pytest.mark.parametrize(
+    "device", ["tpu", "cuda:", "cuda:-1", "cuda:\u0661", "cpu:0", None], ids=repr
+)
 def test_another_device(original: Path, device: Any) -> None:
     with pytest.raises(ArgumentError) as caught:
         dispatch.load(original, device=device)
-    assert caught.value.message == f"device must be 'cpu' (not {device!r})"
+    assert caught.value.message == (f"device must be 'cpu', 'cuda' or 'cuda:N' (not {device!r})")
 
 
 # ---------------------------------------------------------------- several operators
@@ -349,16 +363,6 @@ def test_a_wrong_model_is_named(tmp_path: Path) -> None:
         compiler.build({"fine": graphs.relu(), "wrong": missing}, "native", tmp_path / "out")
     assert str(caught.value) == f"wrong: {missing}: cannot be read: No such file or directory"
     assert os.listdir(tmp_path) == []
-
-
-def test_building_for_cuda_is_switched_off() -> None:
-    for target in ("cuda", "cuda-sm_90"):
-        with pytest.raises(RuntimeError) as caught:
-            compiler.make(graphs.relu(), ["native", target])
-        assert str(caught.value) == (
-            f"target {target} cannot be built for: {targets.CUDA_IS_OFF}\n"
-            "hint: build for x86-64-v2, x86-64-v3, x86-64-v4"
-        )
 
 
 # ---------------------------------------------------------------- replacing
@@ -526,6 +530,25 @@ def test_where_directories_cannot_be_synced(
     with pytest.raises(BundleError, match=r"cannot be written: Input/output error$"):
         compiler.build(graphs.relu(), "x86-64-v2", tmp_path / "b.bundle")
     assert os.listdir(tmp_path) == ["a.bundle"]
+
+
+def test_files_are_on_the_disk_before_they_have_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who loses power finds a whole bundle under the name, or none."""
+    path, sync, synced = tmp_path / "a.bundle", os.fsync, []
+
+    def note(descriptor: int) -> None:
+        lies = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((lies.name if lies.is_file() else lies.is_dir(), path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    compiler.build(graphs.relu(), "x86-64-v2", path)
+    named = [(name, False) for name in sorted(os.listdir(path))]
+    # Every file, then the folder that lists them; and once it has its name, the folder of that.
+    assert sorted(synced[:-2], key=str) == sorted(named, key=str)
+    assert synced[-2:] == [(True, False), (True, True)]
 
 
 _REPLACE = """

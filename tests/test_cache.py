@@ -130,7 +130,7 @@ def test_compile_goes_through_the_cache(folder: Path, monkeypatch: pytest.Monkey
     jit.compile(model, target="x86-64-v2")
     jit.compile(graphs.leaky_relu(alpha=0.75))
     assert len(calls) == 3
-    monkeypatch.setattr(jit, "producer", lambda: {"relu_ops": "another"})
+    monkeypatch.setattr(jit, "producer", lambda _: {"relu_ops": "another"})
     jit.compile(model)
     assert len(calls) == 4
 

@@ -347,16 +347,6 @@ def test_build_refuses_wrong_names(run: Run, models: Path, tmp_path: Path) -> No
     assert os.listdir(tmp_path) == []
 
 
-def test_build_for_cuda_is_switched_off(run: Run, models: Path, tmp_path: Path) -> None:
-    arguments = ("build", models / "leaky.onnx", "--target", "cuda", "--output", tmp_path / "out")
-    assert run(*arguments) == (
-        2,
-        "",
-        "relu-ops: target cuda cannot be built for: CUDA is switched off in this version of "
-        "relu_ops\nhint: build for x86-64-v2, x86-64-v3, x86-64-v4\n",
-    )
-
-
 def test_build_refuses(run: Run, models: Path, tmp_path: Path) -> None:
     missing, out = tmp_path / "missing.onnx", tmp_path / "out"
     model = models / "leaky.onnx"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import children
 import numpy as np
 import onnx
 import pytest
@@ -73,7 +74,7 @@ NAN, INF, TINY = float("nan"), float("inf"), 1e-45
 EXPECTED = {
     "Relu": ({}, [NAN, -0.0, 0.0, INF, 0.0, 0.0, TINY, 2.0]),
     "LeakyRelu": ({"alpha": 0.5}, [NAN, -0.0, 0.0, INF, -INF, -0.0, TINY, 2.0]),
-    "ThresholdedRelu": ({"alpha": 1.0}, [0.0, 0.0, 0.0, INF, 0.0, 0.0, 0.0, 2.0]),
+    "ThresholdedRelu": ({"alpha": 2.0}, [0.0, 0.0, 0.0, INF, 0.0, 0.0, 0.0, 0.0]),
     "Abs": ({}, [NAN, 0.0, 0.0, INF, INF, TINY, TINY, 2.0]),
     "Neg": ({}, [NAN, 0.0, -0.0, -INF, INF, TINY, -TINY, -2.0]),
     "Sign": ({}, [NAN, 0.0, 0.0, 1.0, -1.0, -1.0, 1.0, 1.0]),
@@ -118,7 +119,101 @@ def test_narrow_products_are_rounded_once() -> None:
     assert float(reference.mul(factor, factor)[0]) == 2.0**-133
 
 
-# On the compiled operators
+# The same numbers, of the compiled operators: they and the reference may not be wrong together.
+
+
+def one_node(
+    operator: str,
+    dtype: str,
+    inputs: str,
+    opset: int,
+    result: str | None = None,
+    **attributes: float,
+) -> onnx.ModelProto:
+    """A model of one operator, of any rank; each letter of `inputs` names one."""
+    element = helper.np_dtype_to_tensor_dtype(DTYPES[dtype].numpy)
+    info = {n: helper.make_tensor_value_info(n, element, None) for n in f"{inputs}y"}
+    if result is not None:
+        made = helper.np_dtype_to_tensor_dtype(DTYPES[result].numpy)
+        info["y"] = helper.make_tensor_value_info("y", made, None)
+    node = helper.make_node(operator, list(inputs), ["y"], **attributes)
+    graph = helper.make_graph([node], operator, [info[n] for n in inputs], [info["y"]])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def assert_kernels_give(
+    model: onnx.ModelProto, inputs: list[np.ndarray], expected: np.ndarray
+) -> None:
+    """Also in the middle of vectors, and behind the last whole one."""
+    whole = [np.tile(x, 40) if x.ndim else x for x in inputs]
+    for name, operator in compiled_everywhere(model).items():
+        assert_same(operator(*whole), np.tile(expected, 40), name)
+
+
+@pytest.mark.parametrize("operator", EXPECTED)
+def test_kernels_give_the_numbers_of_the_row(operator: str) -> None:
+    attributes, expected = EXPECTED[operator]
+    model = one_node(operator, "float32", "x", 18, **attributes)
+    assert_kernels_give(model, [ARGUMENTS], np.array(expected, np.float32))
+
+
+def test_kernels_of_leaky_relu_with_alpha_zero_give_nan_at_minus_infinity() -> None:
+    model = one_node("LeakyRelu", "float32", "x", 16, alpha=0.0)
+    assert_kernels_give(model, [np.float32([-INF, -1])], np.float32([NAN, -0.0]))
+
+
+@pytest.mark.parametrize("operator", ["Max", "Min"])
+def test_kernels_of_max_and_min_keep_nan_and_the_first_of_equal_zeros(operator: str) -> None:
+    a, b = np.float32([NAN, 1.0, -0.0, 0.0]), np.float32([1.0, NAN, 0.0, -0.0])
+    model = one_node(operator, "float32", "ab", 13)
+    assert_kernels_give(model, [a, b], np.float32([NAN, NAN, -0.0, 0.0]))
+
+
+def test_kernels_of_clip_keep_nan_and_equal_zeros() -> None:
+    x, low, high = np.float32([NAN, -0.0, -1.0, 7.0, 3.0]), np.float32(0), np.float32(6)
+    model = one_node("Clip", "float32", "xlh", 13)
+    expected = np.float32([NAN, -0.0, 0.0, 6.0, 3.0])
+    assert_kernels_give(model, [x, np.array(low), np.array(high)], expected)
+
+
+def test_kernels_of_cast_to_integer_truncate_saturate_and_send_nan_to_zero() -> None:
+    x = np.float32([NAN, INF, -INF, 127.9, 128.0, -128.9, -129.5, -0.7])
+    model = one_node("Cast", "float32", "x", 13, "int8", to=onnx.TensorProto.INT8)
+    assert_kernels_give(model, [x], np.int8([0, 127, -128, 127, 127, -128, -128, 0]))
+
+
+def test_kernels_of_quantize_linear_round_halves_to_even() -> None:
+    x, scale = np.float32([0.5, 1.5, 2.5, 3.5, -1.0, 300.0]), np.array(1, np.float32)
+    model = one_node("QuantizeLinear", "float32", "xs", 19, "uint8")
+    assert_kernels_give(model, [x, scale], np.uint8([0, 2, 2, 4, 0, 255]))
+
+
+def test_kernels_round_narrow_products_once() -> None:
+    factor = np.array([(1 + 2**-7) * 2.0**-67], DTYPES["bfloat16"].numpy)
+    expected = np.array([2.0**-133], DTYPES["bfloat16"].numpy)
+    assert_kernels_give(one_node("Mul", "bfloat16", "ab", 18), [factor, factor], expected)
+
+
+_DIVISIONS = """
+import numpy as np
+from cases import compiled_everywhere
+from test_semantics import one_node
+least = np.iinfo(np.int32).min
+a, b = np.int32([[7, -7, 7, least, 5], [2, 2, -2, -1, 0]]).repeat(40, axis=1)
+expected = np.int32([3, -3, -3, least, 0]).repeat(40)
+for name, operator in compiled_everywhere(one_node("Div", "int32", "ab", 14)).items():
+    assert (operator(a, b) == expected).all(), name
+print("fine")
+"""
+
+
+def test_kernels_of_integer_division_never_trap() -> None:
+    """In a process of its own, which a trap would end."""
+    done = children.run(_DIVISIONS)
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
+
+
+# On every pattern
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -159,17 +254,6 @@ def test_wide_floats_at_every_slope(alpha: float, dtype: str) -> None:
     model = one_node("LeakyRelu", dtype, "x", 16, **attributes)
     for name, operator in compiled_everywhere(model).items():
         assert_same(operator(x), expected, f"{name}, {alpha}")
-
-
-def one_node(
-    operator: str, dtype: str, inputs: str, opset: int, **attributes: float
-) -> onnx.ModelProto:
-    """A model of one operator, of any rank; each letter of `inputs` names one."""
-    element = helper.np_dtype_to_tensor_dtype(DTYPES[dtype].numpy)
-    info = {n: helper.make_tensor_value_info(n, element, None) for n in f"{inputs}y"}
-    node = helper.make_node(operator, list(inputs), ["y"], **attributes)
-    graph = helper.make_graph([node], operator, [info[n] for n in inputs], [info["y"]])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
 
 
 @pytest.mark.parametrize("dtype", NARROW)

@@ -145,6 +145,17 @@ def test_an_unwritten_tail_is_found(bundle: Path, monkeypatch: pytest.MonkeyPatc
     assert not verify(bundle).ok
 
 
+def test_what_another_target_wrote_passes_for_no_result() -> None:
+    """Memory is used again: before each call it holds what no right call leaves there."""
+    right = np.array([0.0, -0.0, np.nan, 1.0, np.inf], np.float32)
+    guarded = calls.Guarded([right], [(12,)])
+    for _ in range(2):
+        (out,) = guarded.prepare()
+        assert out.shape == (12,) and not same(out, np.resize(right, 12)).any()
+        out[...] = np.resize(right, 12)
+    assert not guarded.broken()
+
+
 def test_an_output_of_its_own_that_is_wrong_is_found(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

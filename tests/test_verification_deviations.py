@@ -140,6 +140,53 @@ def test_a_referee_that_is_wrong_for_no_known_cause_is_a_failure(
     assert "  onnx.reference: Relu at opset 18 of " in report.failures[0]
 
 
+def _zero_for(special: Callable[[np.ndarray], np.ndarray], real: Callable[..., Any]) -> Any:
+    """What an operator of onnx.reference gives, but +0.0 for some elements."""
+
+    def run(self: Any, x: np.ndarray, *rest: Any, **attributes: Any) -> tuple[np.ndarray]:
+        (y,) = real(self, x, *rest, **attributes)
+        return (np.where(special(x), np.zeros((), y.dtype), y),)
+
+    return run
+
+
+def _is_wrong(operator: str, dtype: int) -> bool:
+    """Whether verify says so of onnx.reference, in one operator."""
+    report = verify(
+        model_of([node(operator, ["x"], ["y"])], {"x": None}, dtype=dtype), target="native"
+    )
+    wrong = {row.referee for row in report.rows if row.mismatches}
+    assert wrong <= {"onnx.reference"}
+    return bool(wrong)
+
+
+def test_a_row_excuses_no_other_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Max and others it is known that they take either of two zeros; of Neg it is not."""
+    from onnx.reference.ops import op_neg
+
+    wrong = _zero_for(lambda x: x == 0, op_neg.Neg._run)
+    monkeypatch.setattr(op_neg.Neg, "_run", wrong)
+    assert _is_wrong("Neg", TensorProto.FLOAT)
+
+
+def test_a_row_excuses_no_other_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Relu it is known so for float32; for float16 it is not."""
+    from onnx.reference.ops import op_relu
+
+    wrong = _zero_for(lambda x: x == 0, op_relu.Relu._run)
+    monkeypatch.setattr(op_relu.Relu, "_run", wrong)
+    assert not _is_wrong("Relu", TensorProto.FLOAT)
+    assert _is_wrong("Relu", TensorProto.FLOAT16)
+
+
+def test_a_row_excuses_no_other_referee(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the sign of a float16 NaN is a number is known of onnxruntime alone."""
+    from onnx.reference.ops import op_sign
+
+    monkeypatch.setattr(op_sign.Sign, "_run", _zero_for(np.isnan, op_sign.Sign._run))
+    assert _is_wrong("Sign", TensorProto.FLOAT16)
+
+
 def test_a_graph_that_was_misunderstood_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes that are each right excuse no operands that were swapped, whatever the table says."""
     real = frontend.import_model

@@ -81,10 +81,10 @@ def _subjects(options: argparse.Namespace) -> _Subjects:
             f"{options.path} was named as well",
             "leave out one or the other",
         )
-    return _of_path(Path(options.path))
+    return _of_path(Path(options.path), bool(options.target))
 
 
-def _of_path(path: Path) -> _Subjects:
+def _of_path(path: Path, has_target: bool) -> _Subjects:
     """The case of a model file or those of a bundle, which has operators; a model gets one."""
     from relu_ops.bundle import store as bundles
     from relu_ops.compiler import frontend
@@ -97,9 +97,10 @@ def _of_path(path: Path) -> _Subjects:
     every = [cases.case_of(bundle.model(name), name) for name in bundle.handle.operators]
 
     def make(case: Case, _dtype: str, target: str) -> Any:
-        return dispatch.operator_of(bundle, name=case.name, target=target)
+        cuda = 0 if targets.parse(target).kind == "cuda" else -1
+        return dispatch.operator_of(bundle, name=case.name, target=target, cuda=cuda)
 
-    return every, make, bundle.handle.choose()
+    return every, make, "native" if has_target else bundle.handle.choose()
 
 
 def check_outputs(record_path: str | None, picture_folder: str | None) -> None:
@@ -135,7 +136,8 @@ def run(options: argparse.Namespace, progress: Progress) -> Record:
 
 def say_what_is_missing(planned: Iterable[Group]) -> None:
     """Say on stderr, before minutes of measuring, that there will be no limit, and why."""
-    for loops in dict.fromkeys(limit.of(group.target) for group in planned):
+    levels = [g.target for g in planned if targets.parse(g.target).kind == "cpu"]
+    for loops in dict.fromkeys(map(limit.of, levels)):  # a device's limit is its own copy
         if isinstance(loops, Skipped) and sys.stderr is not None:
             hint = f"\nhint: {loops.hint}" if loops.hint else ""
             print(f"bench: the machine's limit is left out: {loops.reason}{hint}", file=sys.stderr)

@@ -324,8 +324,7 @@ def _signature(held: Bundle, name: str) -> dict[str, Any]:
 
 
 def _target(target: Target) -> dict[str, Any]:
-    cuda = target.kind == "cuda"
-    reason = targets.CUDA_IS_OFF if cuda else targets.why_not(target, targets.this_machine())
+    reason = targets.why_not(target, targets.this_machine())
     return {"name": target.name, "runs_here": reason is None, "why_not": reason}
 
 
@@ -576,12 +575,20 @@ def _show_targets(description: Mapping[str, Any]) -> list[str]:
         (
             target["name"],
             *([_bytes(target["size"])] if "size" in target else []),
-            "runs here" if target["runs_here"] else f"not here: {target['why_not']}",
+            _show_where(target),
         )
         for target in description["targets"]
     ]
     heading = "targets" if description["kind"] == "bundle" else "targets it can be built for"
     return [heading, *_table(rows)]
+
+
+def _show_where(target: Mapping[str, Any]) -> str:
+    """Where a target runs; of CUDA, which drivers and devices an image is for."""
+    if targets.parse(target["name"]).kind == "cuda" and "requires" in target:
+        version, *codes = target["requires"]
+        return f"for CUDA {version.removeprefix('cuda_')}: {', '.join(codes)}"
+    return "runs here" if target["runs_here"] else f"not here: {target['why_not']}"
 
 
 def _file_rows(description: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -255,6 +255,19 @@ static void overlaps_of_several_outputs(void) {
   }
 }
 
+/* Where one array ends, another one may begin. */
+static void outputs_that_touch_lie_apart(void) {
+  relu_ops_operator* op = each_of(2, false);
+  DLTensor x[] = {tensor(A, 1, DIMS(8)), tensor(A + 8, 1, DIMS(8))};
+  DLTensor y[] = {tensor(Y, 1, DIMS(8)), tensor(Y + 8, 1, DIMS(8))};
+  CHECK(relu_ops_call(op, x, y, NULL) == RELU_OPS_OK);
+  y[0].data = A + 16; /* an input ends there */
+  CHECK(relu_ops_call(op, x, y, NULL) == RELU_OPS_OK);
+  y[1].data = A + 24;
+  CHECK(relu_ops_call(op, x, y, NULL) == RELU_OPS_OK);
+  drop(op);
+}
+
 static void wrong_options(void) {
   relu_ops_operator* op = sum_of(1);
   DLTensor x = tensor(A, 1, DIMS(4)), y = tensor(Y, 1, DIMS(4));
@@ -368,6 +381,7 @@ const Test REFUSALS[] = {
     {"blocks_of_many_dimensions", blocks_of_many_dimensions},
     {"overlaps", overlaps},
     {"overlaps_of_several_outputs", overlaps_of_several_outputs},
+    {"outputs_that_touch_lie_apart", outputs_that_touch_lie_apart},
     {"wrong_options", wrong_options},
     {"refusals_write_nothing", refusals_write_nothing},
     {"output_shapes", output_shapes},

@@ -117,23 +117,50 @@ static void sleepers_are_woken(void) {
   drop(op);
 }
 
-/* Whoever is done takes chunks from who is late: of eight, most of one half. */
+/* Whoever is done takes chunks from who is late: of eight chunks each has four. Until both ways were seen:
+ * where the machine is busy, somebody else may be later. */
 static void late_threads_lose_chunks(void) {
-  enum { N = 1 << 21 };
+  enum { N = 1 << 21, CHUNKS = 8 };
   relu_ops_operator* op = sum_of(1);
   float* x = malloc(sizeof(float) * N);
-  float* y = malloc(sizeof(float) * N);
+  float* y = aligned_alloc(VECTOR_BYTES, sizeof(float) * N); /* so that a chunk is one call of a kernel */
   DLTensor from = tensor(x, 1, DIMS(N)), to = tensor(y, 1, DIMS(N));
+  bool caller_lost = false, worker_lost = false;
   use(2, 0, NEVER, 0);
   for (int k = 0; k < N; ++k) x[k] = (float)(k % 1000);
-  for (int turn = 0; turn < 6; ++turn) {
+  for (int turn = 0; turn < 6 || !caller_lost || !worker_lost; ++turn) {
+    CHECK(turn < 200);
     memset(y, 0, sizeof(float) * N);
+    atomic_store(&called, 0);
+    atomic_store(&helped, 0);
     atomic_store(&late, turn % 2 ? LATE_WORKERS : LATE_CALLER);
     CHECK(relu_ops_call(op, &from, &to, NULL) == RELU_OPS_OK);
+    CHECK(atomic_load(&called) == CHUNKS);
+    long long by_worker = atomic_load(&helped);
+    if (turn % 2) worker_lost |= by_worker > 0 && by_worker < CHUNKS / 2;
+    else caller_lost |= by_worker > CHUNKS / 2;
     for (int k = 0; k < N; ++k) CHECK(y[k] == (float)(k % 1000 + 1));
   }
   free(y);
   free(x);
+  drop(op);
+}
+
+/* Of 100 chunks each has ten elements or eleven, fewer than a head that aligns the output may have. */
+static void heads_end_where_short_rows_end(void) {
+  enum { N = 1025 };
+  relu_ops_operator* op = sum_of(1);
+  const relu_ops_options options = {.threads = 100};
+  float* first = (float*)(((uintptr_t)large_out + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES);
+  use(1, 0, NEVER, NEVER); /* the caller does them all */
+  for (int offset = 0; offset < VECTOR_BYTES / 4; ++offset) {
+    float* out = first + offset;
+    DLTensor x = tensor(large_in, 1, DIMS(N)), y = tensor(out, 1, DIMS(N));
+    fill_large();
+    CHECK(relu_ops_call(op, &x, &y, &options) == RELU_OPS_OK);
+    for (int k = 0; k < N; ++k) CHECK(out[k] == (float)(k % 1000 + 1));
+    for (int k = N; k < N + VECTOR_BYTES; ++k) CHECK(out[k] == -1);
+  }
   drop(op);
 }
 
@@ -293,6 +320,7 @@ const Test THREADS[] = {
     {"the_pool_starts_what_it_needs", the_pool_starts_what_it_needs},
     {"sleepers_are_woken", sleepers_are_woken},
     {"late_threads_lose_chunks", late_threads_lose_chunks},
+    {"heads_end_where_short_rows_end", heads_end_where_short_rows_end},
     {"small_calls_heed_the_settings", small_calls_heed_the_settings},
     {"callers_at_once", callers_at_once},
     {"children_start_their_own_workers", children_start_their_own_workers},
