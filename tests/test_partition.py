@@ -116,6 +116,34 @@ def test_small_groups_are_left(tmp_path: Path) -> None:
     )
 
 
+def clip_of(*shape: int | str) -> onnx.ModelProto:
+    """A Clip that stands alone: after a Softmax, into which nothing is fused."""
+    text = ", ".join(map(str, shape))
+    return parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+g (float[{text}] x) => (float[{text}] y) {{
+low = Constant <value_float = 0.1> ()
+a = Softmax <axis = 1> (x)
+y = Clip(a, low) }}"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims", "taken", "why"),
+    [
+        ((1, 64, 32, 32), {}, True, "onnxruntime's kernel takes twice as long"),
+        ((1, 64, 8, 8), {}, False, "about 4096 elements are too few to gain"),
+        (("b", 64, "h", "w"), {}, False, "its size is not known: give inputs or extents, or"),
+        (("b", 64, "h", "w"), {"h": 32, "w": 32}, True, "onnxruntime's kernel takes twice"),
+    ],
+)
+def test_rules(
+    shape: tuple[int | str, ...], dims: dict[str, int], taken: bool, why: str, tmp_path: Path
+) -> None:
+    (group,) = relu_ops.partition(clip_of(*shape), tmp_path / "p", dims=dims).groups
+    assert group.taken == taken and group.why.startswith(why)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name: str, tmp_path: Path, greedy: None) -> None:
     """What PRelu networks hold is taken; what onnxruntime fuses is not even asked."""

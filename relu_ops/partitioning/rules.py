@@ -23,11 +23,13 @@ class Rule:
         operators: One of them is in the group; none named: there are two nodes and more.
         elements: From how many elements of the result on.
         why: What a report says.
+        guesses: It holds where extents are not known, too: what it gains outweighs a wrong guess.
     """
 
     operators: frozenset[str]
     elements: int
     why: str
+    guesses: bool = True
 
 
 RULES = (
@@ -36,7 +38,9 @@ RULES = (
     # Scale, bias and leaky: 198 us and 67; add and relu: 141 and 95.
     Rule(frozenset(), 1 << 14, "one pass over memory instead of several"),
     # 142 us and 66; Clip 69 and 39.
-    Rule(frozenset({"HardSwish", "Clip"}), 1 << 16, "onnxruntime's kernel takes twice as long"),
+    Rule(
+        frozenset({"HardSwish", "Clip"}), 1 << 16, "onnxruntime's kernel takes twice as long", False
+    ),
 )
 
 USUAL_EXTENT = 32
@@ -48,6 +52,13 @@ def elements_of(value: Value, dims: Mapping[str, int]) -> int:
     if value.shape is None:
         return USUAL_EXTENT**2
     return math.prod(_extent(k, dim, dims) for k, dim in enumerate(value.shape))
+
+
+def is_known(value: Value, dims: Mapping[str, int]) -> bool:
+    """Whether every extent is, but for the first."""
+    return value.shape is not None and all(
+        isinstance(dim, int) or str(dim) in dims for dim in value.shape[1:]
+    )
 
 
 def _extent(position: int, dim: Dim, dims: Mapping[str, int]) -> int:
@@ -65,9 +76,12 @@ def decide(group: Group, dims: Mapping[str, int]) -> tuple[bool, str]:
         for rule in RULES
         if (kinds & rule.operators if rule.operators else len(group.nodes) > 1)
     ]
+    sized = is_known(group.shape, dims)
     for rule in fitting:
-        if elements >= rule.elements:
+        if elements >= rule.elements and (sized or rule.guesses):
             return True, rule.why
+    if fitting and elements >= fitting[-1].elements:
+        return False, "its size is not known: give inputs or extents, or measure"
     if fitting:
         return False, f"about {elements} elements are too few to gain"
     return False, "onnxruntime is as fast here"
