@@ -361,7 +361,10 @@ def test_a_wrong_model_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "missing.onnx"
     with pytest.raises(ValueError) as caught:
         compiler.build({"fine": graphs.relu(), "wrong": missing}, "native", tmp_path / "out")
-    assert str(caught.value) == f"wrong: {missing}: cannot be read: No such file or directory"
+    assert str(caught.value) == (
+        f"wrong: {missing}: cannot be read: No such file or directory\n"
+        "hint: pass the path of an .onnx file; a relative one begins in the current directory"
+    )
     assert os.listdir(tmp_path) == []
 
 

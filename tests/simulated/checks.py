@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import simulated_cuda
-from cases import FLOATS, SPECIALS, assert_same_bits, random_array, run
+from cases import FLOATS, SPECIALS, assert_same_bits, expected, random_array, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -90,10 +90,10 @@ def test_every_pattern_of_16_bits(name: str) -> None:
 @settings(max_examples=40, **_SETTINGS)
 @given(case=random_cases())
 def test_random_graphs(case: Case) -> None:
-    operator = simulated_cuda.called_from_here(case.model)
-    wanted = reference.evaluate(frontend.import_model(case.model), case.inputs)
-    for got, want in zip(run(operator, case.inputs), wanted, strict=True):
-        assert_same_bits(got, want, "a random graph", case.inputs)
+    model, inputs = case.model(), list(case.arrays.values())
+    results = run(simulated_cuda.called_from_here(model), inputs)
+    for got, want in zip(results, expected(model, inputs), strict=True):
+        assert_same_bits(got, want, f"opset {case.opset}", inputs)
 
 
 def test_products_of_bfloat16_are_rounded_once() -> None:
