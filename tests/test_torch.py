@@ -449,7 +449,8 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "of 17 dimensions": (
         lambda torch: torch.ones((1,) * 17),
         ArgumentError,
-        "relu: x has 17 dimensions; at most 16 are supported",
+        "relu: x has 17 dimensions; at most 16 are supported"
+        "\nhint: reshape it first: dimensions that lie together can be one",
     ),
 }
 
