@@ -775,7 +775,7 @@ def test_names_of_inputs() -> None:
     )
     refused(
         ArgumentError,
-        "gradient: inputs must be one of x, slope (not 'y')",
+        "gradient: inputs must be one of x, slope (not 'y')\nhint: pass one of these names",
         lambda: graphs.gradient(model, ["x", "y"]),
     )
 

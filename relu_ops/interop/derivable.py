@@ -121,7 +121,8 @@ class Derivable(abc.ABC):
 
     def check_results(self, shapes: Sequence[tuple[Any, ...]]) -> None:
         """Refuse to differentiate results of several shapes: see `gradients`."""
-        if len({tuple(shapes[k]) for k in self.floats()}) > 1:
+        floats = self.floats()
+        if any(tuple(shapes[k]) != tuple(shapes[floats[0]]) for k in floats[1:]):
             raise ArgumentError(
                 f"{self.name}: its outputs have several shapes here, and gradients have one",
                 "wrap a model for each, and differentiate them apart",
