@@ -17,7 +17,7 @@ import onnx
 from relu_ops.compiler import frontend
 from relu_ops.contract import ir
 from relu_ops.contract.semantics import DTYPES
-from relu_ops.errors import ArgumentError, ArgumentTypeError, choice
+from relu_ops.errors import ArgumentError, ArgumentTypeError, UnsupportedError, choice
 from relu_ops.gradients.backward import Backward
 from relu_ops.gradients.paths import Paths
 from relu_ops.gradients.writer import Writer
@@ -39,6 +39,7 @@ def gradient(
     graph = frontend.import_model(model)
     paths = Paths(graph, straight_through)
     chosen = _chosen(graph, inputs, paths)
+    _check_outputs(graph)
     writer = Writer(graph)
     cotangents = Backward(graph, writer, paths).run(chosen)
     return writer.model(cotangents, keep_outputs)
@@ -81,6 +82,18 @@ def _chosen(graph: ir.Graph, wanted: Sequence[str] | None, paths: Paths) -> list
             _hint(paths),
         )
     return [places[name] for name in wanted]
+
+
+def _check_outputs(graph: ir.Graph) -> None:
+    """Refuse outputs of several shapes: of a sum over both, the smaller's part counts too often."""
+    floats = [o for o in graph.outputs if DTYPES[graph.values[o.value].dtype].is_float]
+    shapes = {o.shape for o in floats if o.shape is not None}
+    if len(shapes) > 1:
+        raise UnsupportedError(
+            f"gradient: the outputs {', '.join(o.name for o in floats)} are declared in "
+            f"{len(shapes)} shapes, and gradients are in the one shape of the iteration",
+            "make a model of each shape, and differentiate them apart",
+        )
 
 
 def _why_none(graph: ir.Graph, name: str) -> str:

@@ -119,6 +119,15 @@ class Derivable(abc.ABC):
                 )
         return found
 
+    def check_results(self, shapes: Sequence[tuple[Any, ...]]) -> None:
+        """Refuse to differentiate results of several shapes: see `gradients`."""
+        floats = self.floats()
+        if any(tuple(shapes[k]) != tuple(shapes[floats[0]]) for k in floats[1:]):
+            raise ArgumentError(
+                f"{self.name}: its outputs have several shapes here, and gradients have one",
+                "wrap a model for each, and differentiate them apart",
+            )
+
     def backward(self, names: tuple[str, ...]) -> tuple[Self, list[int]]:
         """What computes the gradients of some inputs.
 

@@ -292,6 +292,7 @@ def _tangents(primals: Sequence[Any], tangents: Sequence[Any], wrapped: Wrapped)
     given = wrapped.checked(list(moving))
     found: dict[int, Any] = {}
     if given:
+        wrapped.check_results([y.shape for y in results])
         forward, places, reached = wrapped.forward(given)
         shapes = wrapped.iteration(given, [x.shape for x in primals])
         grown = [jnp.broadcast_to(moving[n], s) for n, s in zip(given, shapes, strict=True)]

@@ -275,6 +275,8 @@ def _function_of(wrapped: Wrapped) -> Any:
         def forward(ctx: Any, *inputs: torch.Tensor) -> Any:
             recorded = wanted(ctx.needs_input_grad)
             results = wrapped.within(inputs)
+            if recorded:
+                wrapped.check_results([y.shape for y in _several(results)])
             kept = wrapped.backward(recorded)[1] if recorded else []
             ctx.save_for_backward(*(inputs[k] for k in kept if k < len(names)))
             ctx.save_for_forward(*inputs)
@@ -306,6 +308,7 @@ def _function_of(wrapped: Wrapped) -> Any:
                 return _one_or_all(wrapped.tangents({}, inputs))
             pairs = zip(names, tangents, strict=True)
             moving = [t for n, t in pairs if t is not None and n in given]
+            wrapped.check_results(wrapped.shapes([tuple(x.shape) for x in inputs]))
             forward, places, reached = wrapped.forward(given)
             shapes = wrapped.iteration(given, [tuple(x.shape) for x in inputs])
             grown = [t.expand(shape) for t, shape in zip(moving, shapes, strict=True)]
