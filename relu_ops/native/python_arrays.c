@@ -211,7 +211,8 @@ static bool meet_attributes(PyObject* module, PyObject* tensor) {
     torch.is_neg = ((PyMethodDescrObject*)negated)->d_method;
   Py_XDECREF(grad);
   Py_XDECREF(negated);
-  return torch.is_grad_enabled && torch.requires_grad && torch.is_neg && torch.is_neg->ml_flags == METH_NOARGS;
+  bool met = torch.is_grad_enabled && torch.requires_grad && torch.is_neg;
+  return met && torch.is_neg->ml_flags == METH_NOARGS;
 }
 
 /* Look torch up among the imported modules: its exact types, and DLPack's C interface to them. */
