@@ -574,7 +574,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "wrong &= not explained.any()",
         of("verification_deviations", "test_one_element_that_is_explained_excuses_no_other"),
     ),
-    ),
     Mutant(
         "a graph that was misunderstood passes",
         EXPLAIN,
