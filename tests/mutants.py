@@ -141,11 +141,11 @@ MUTANTS: tuple[Mutant, ...] = (
         of("codegen", "test_no_product_is_fused_with_a_sum[float32-scale_bias_relu-x86-64-v3]"),
     ),
     Mutant(
-        "a tiny bfloat16 product is rounded twice",
+        "float64 is rounded twice on its way to 16 bits",
         EMITTER,
         "odd = tirx.Select(tirx.Or(above, below), truncated | u32(1), bits)",
         "odd = tirx.Select(tirx.Or(above, below), truncated, bits)",
-        of("semantics", "test_kernels_round_narrow_products_once"),
+        of("semantics", "test_kernels_round_float64_to_narrow_floats_once"),
     ),
     Mutant(
         "float16 without F16C rounds ties to odd",
@@ -337,7 +337,7 @@ MUTANTS: tuple[Mutant, ...] = (
         RUN,
         "advance(plan, data, d, -extent[d]);",
         "advance(plan, data, d, 1 - extent[d]);",
-        of("operator", "test_many_dimensions"),
+        of("operator", "test_dimensions_that_cannot_be_merged_are_walked_and_walked_back"),
     ),
     Mutant(
         "small calls heed no settings",
