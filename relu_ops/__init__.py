@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from relu_ops.compiler import build
     from relu_ops.errors import ReluOpsError
     from relu_ops.jit import compile
+    from relu_ops.partitioning import partition
     from relu_ops.runtime.dispatch import load
     from relu_ops.runtime.operator import Operator
     from relu_ops.runtime.threads import get_num_threads, set_num_threads
@@ -33,6 +34,7 @@ _HOMES = {
     "compile": "relu_ops.jit",
     "leaky_relu": "relu_ops.standard",
     "load": "relu_ops.runtime.dispatch",
+    "partition": "relu_ops.partitioning",
     "relu": "relu_ops.standard",
     "verify": "relu_ops.verification",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "interop",
     "leaky_relu",
     "load",
+    "partition",
     "relu",
     "set_num_threads",
     "verify",

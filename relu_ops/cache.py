@@ -71,7 +71,13 @@ def directory() -> Path:
         return Path(chosen)
     try:
         folder = Path(chosen).expanduser() if chosen else _usual_directory()
-    except RuntimeError:
+    except RuntimeError as error:
+        if chosen and not chosen.startswith("~/"):
+            user = chosen.partition("/")[0]
+            raise CacheError(
+                f"{DIRECTORY_VARIABLE} is {chosen}, and there is no home directory of {user}",
+                f"set {DIRECTORY_VARIABLE} to a directory",
+            ) from error
         folder = Path("~")
     if not folder.is_absolute():
         raise CacheError(

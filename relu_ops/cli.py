@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,48 @@ def _build(options: argparse.Namespace) -> int:
     return FINE
 
 
+def _partition(options: argparse.Namespace) -> int:
+    from relu_ops import partitioning
+
+    report = partitioning.partition(
+        options.model,
+        options.output,
+        options.target or ["native"],
+        measure=options.measure,
+        inputs=dict(pair for path in options.input or () for pair in _read_arrays(path)),
+        dims=dict(map(_dimension, options.dim or ())),
+        threads=options.threads,
+    )
+    print(json.dumps(report.as_dict(), indent=1) if options.json else report)
+    _say(f"{options.output}: written")
+    return FINE
+
+
+def _dimension(text: str) -> tuple[str, int]:
+    """Parse NAME=EXTENT."""
+    name, _, extent = text.rpartition("=")
+    if not name or not re.fullmatch(r"[0-9]{1,18}", extent):
+        raise ArgumentError(
+            f"partition: --dim must be a name and an extent (not {text!r})",
+            "for example --dim batch=8",
+        )
+    return name, int(extent)
+
+
+def _read_arrays(path: str) -> list[tuple[str, np.ndarray]]:
+    """The arrays of an .npz file, by the names of inputs."""
+    try:
+        with np.load(path) as arrays:
+            return list(arrays.items())
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ArgumentError(
+            f"{path}: is not a readable .npz file",
+            "write one with numpy.savez, an array for the name of each input",
+        ) from error
+
+
 def _models(options: argparse.Namespace) -> str | dict[str, str]:
     """The models to build: one file, or several with the names of their operators."""
     names = options.name or [Path(path).stem for path in options.models]
@@ -247,7 +290,9 @@ def _read_array(path: str, dtype: str) -> np.ndarray:
     try:
         array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
-        raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ArgumentError(
+            f"{path}: cannot be read: {error.strerror}", "write one with numpy.save"
+        ) from error
     except (ValueError, EOFError) as error:
         raise ArgumentError(
             f"{path}: is not a readable .npy file: {error}",
@@ -264,7 +309,9 @@ def _write_array(path: str, array: np.ndarray) -> None:
         with Path(path).open("wb") as file:
             np.save(file, array, allow_pickle=False)
     except OSError as error:
-        raise ArgumentError(f"{path}: cannot be written: {error.strerror}") from error
+        raise ArgumentError(
+            f"{path}: cannot be written: {error.strerror}", "name another file with --output"
+        ) from error
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -274,6 +321,7 @@ def _verify(options: argparse.Namespace) -> int:
         options.path,
         name=options.name,
         target=options.target,
+        device=options.device,
         exhaustive=options.exhaustive,
         seed=options.seed,
         case=options.case,
@@ -283,11 +331,29 @@ def _verify(options: argparse.Namespace) -> int:
     return FINE if report.ok else CHECK_FAILED
 
 
+_MEASURED = ("path", "graph", "target", "size", "dtype", "threads", "peer", "mode", "quick")
+"""What says what to measure: nothing is where a record is shown."""
+
+
+def _check_measures_nothing(options: argparse.Namespace) -> None:
+    """Refuse what `--show` and `--compare` would leave unheeded."""
+    unheeded = {"show": _MEASURED, "compare": (*_MEASURED, "show", "record", "plot")}
+    for reading, others in unheeded.items():
+        given = [name for name in others if getattr(options, name)]
+        if getattr(options, reading) and given:
+            shown = given[0] if given[0] == "path" else f"--{given[0]}"
+            raise ArgumentError(
+                f"bench: --{reading} measures nothing, and {shown} was given as well",
+                "leave out one or the other",
+            )
+
+
 def _bench(options: argparse.Namespace) -> int:
     import msgspec
 
     from relu_ops.bench import command, plots, record, tables
 
+    _check_measures_nothing(options)
     if options.compare:
         rows = record.compare(*(record.read(path) for path in options.compare))
         print(
@@ -451,6 +517,29 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("--output",), {"required": True, "help": "the bundle's directory"}),
         ),
     ),
+    "partition": (
+        _partition,
+        "take out of a network what runs faster here, for onnxruntime: writes a folder",
+        (
+            (("model",), {"help": "an .onnx file"}),
+            (("--output",), {"required": True, "help": "the folder"}),
+            (("--target",), _MANY | {"help": "may be given again; default: native"}),
+            (
+                ("--measure",),
+                {"action": "store_true", "help": "time every group here, and take what wins"},
+            ),
+            (
+                ("--input",),
+                _MANY | {"metavar": "FILE", "help": "an .npz file with arrays for the inputs"},
+            ),
+            (
+                ("--dim",),
+                _MANY | {"metavar": "NAME=EXTENT", "help": "of a symbolic dimension; default: 1"},
+            ),
+            (("--threads",), {"type": int, "help": "of onnxruntime, where it is measured"}),
+            _JSON,
+        ),
+    ),
     "inspect": (
         _inspect,
         "show a bundle or a model",
@@ -493,6 +582,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
                 ("--exhaustive",),
                 {"action": "store_true", "help": "check every bit pattern of one input"},
             ),
+            (("--device",), {"default": "cpu", "help": "cpu (the default), cuda or cuda:N"}),
             (("--seed",), {"type": int, "default": 0, "help": "of the random draws"}),
             (("--case",), {"type": int, "help": "only the case of this number"}),
             _NAME,
@@ -585,6 +675,14 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str, tuple[_Option,
             (("--libs",), {"action": "store_true", "help": "options to link with"}),
             (("--include-dir",), {"action": "store_true", "help": "the folder of the headers"}),
             (("--library",), {"action": "store_true", "help": "the path of librelu_ops.so"}),
+            (
+                ("--cmake-dir",),
+                {"action": "store_true", "help": "for cmake -Drelu_ops_DIR=..."},
+            ),
+            (
+                ("--pkg-config-path",),
+                {"action": "store_true", "help": "what to add to PKG_CONFIG_PATH"},
+            ),
         ),
     ),
 }

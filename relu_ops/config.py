@@ -41,4 +41,6 @@ def values() -> dict[str, str]:
         "libs": f"-L{library} -Wl,-rpath,{library} -lrelu_ops",
         "include_dir": str(where / "include"),
         "library": str(where / "librelu_ops.so"),
+        "cmake_dir": str(where / "cmake"),
+        "pkg_config_path": str(where / "pkgconfig"),
     }

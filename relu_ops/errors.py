@@ -84,9 +84,13 @@ def choice(
     Raises:
         ReluOpsError: As `error`: it is none of them; the message lists them.
     """
+    import difflib
+
     if isinstance(value, str) and value in allowed:
         return value
-    raise error(f"{what} must be one of {', '.join(allowed)} (not {value!r})")
+    near = difflib.get_close_matches(str(value), allowed, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "pass one of these names"
+    raise error(f"{what} must be one of {', '.join(allowed)} (not {value!r})", hint)
 
 
 def counted(number: int, noun: str) -> str:

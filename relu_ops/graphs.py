@@ -21,13 +21,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from relu_ops.errors import ArgumentError, ArgumentTypeError, choice
+
+if TYPE_CHECKING:
+    from relu_ops.compiler.frontend import Model
 
 OPSET = 18
 """onnxruntime's CPU kernels cover most dtypes here: float64 LeakyRelu and int64 Relu run at 18 and
@@ -152,6 +156,32 @@ def leaky_relu_of_any_slope(dtype: str = "float32") -> onnx.ModelProto:
     draft.input("alpha", ())
     draft.node("PRelu", ["x", "alpha"], "y")
     return draft.model("y", "y = alpha * x where x < 0, else x")
+
+
+def leaky_relu_grad_of_any_slope(dtype: str = "float32") -> onnx.ModelProto:
+    """Make dx = dy where x > 0, else alpha * dy, for a slope that is given at each call.
+
+    Args:
+        dtype: A float type, by name.
+
+    Returns:
+        A model with inputs dy and x, of one shape and any rank, and alpha, one number; and output
+        dx.
+
+    Raises:
+        ArgumentTypeError: ONNX's LeakyRelu has no such dtype.
+
+    >>> [value.name for value in leaky_relu_grad_of_any_slope().graph.input]
+    ['dy', 'x', 'alpha']
+    """
+    draft = _Draft("leaky_relu_grad", dtype, _FLOATS)
+    draft.input("dy")
+    draft.input("x")
+    draft.input("alpha", ())
+    draft.positive("x")
+    draft.node("Mul", ["alpha", "dy"], "leaked")
+    draft.node("Where", ["positive", "dy", "leaked"], "dx")
+    return draft.model("dx", "dx = dy where x > 0, else alpha * dy")
 
 
 def thresholded_relu(alpha: float = 1.0, dtype: str = "float32") -> onnx.ModelProto:
@@ -549,11 +579,57 @@ def dtypes(graph: str) -> tuple[str, ...]:
     return tuple(dtype for dtype in _ALL if _is_made_in(make, dtype))
 
 
-def with_rank(model: onnx.ModelProto, rank: int) -> onnx.ModelProto:
+def gradient(
+    model: Model,
+    inputs: Sequence[str] | None = None,
+    *,
+    straight_through: bool = False,
+    keep_outputs: bool = False,
+) -> onnx.ModelProto:
+    """Make the vector-Jacobian product of a model: gradients of inputs, of those of outputs.
+
+    What a derivative is where several are right (at zero, at ties, at bounds, at NaN) stands beside
+    each operator in docs/semantics.md. Integer and boolean paths have none. To differentiate twice,
+    pass the result again.
+
+    Args:
+        model: As for `relu_ops.compile`; every graph in scope.
+        inputs: The inputs whose gradients are wanted, by their names; None for all that have one.
+        straight_through: Pass gradients through a QuantizeLinear and the DequantizeLinear that
+            reads it as if there were none, where the quotient is not saturated.
+        keep_outputs: Let the model compute its own outputs too, before the gradients.
+
+    Returns:
+        A model. Its inputs are those of `model` and, for each floating output y, its gradient dy,
+        of the shape of y. Its outputs are dx for each chosen input x, in their order (a name
+        that is taken gets a _). They have the shape of the iteration: what the upstream gradients
+        and the operands of x's users broadcast to. Where x was broadcast, its gradient is the sum
+        of dx over what was repeated, which is left to the caller.
+
+    Raises:
+        ModelError: The model is not valid ONNX; as `UnsupportedError` if it is, but it or its
+            gradient is out of scope.
+        ArgumentError: A name is none of an input with a gradient, or no input has one.
+        ArgumentTypeError: inputs is no list of names, or model nothing that holds a model.
+
+    >>> made = gradient(leaky_relu(alpha=0.1))
+    >>> [node.op_type for node in made.graph.node]
+    ['Greater', 'Mul', 'Where']
+    >>> [value.name for value in (*made.graph.input, *made.graph.output)]
+    ['x', 'dy', 'dx']
+    """
+    from relu_ops import gradients
+
+    return gradients.gradient(
+        model, inputs, straight_through=straight_through, keep_outputs=keep_outputs
+    )
+
+
+def with_rank(model: Model, rank: int) -> onnx.ModelProto:
     """Copy a model, giving inputs and outputs of unknown rank `rank` symbolic dimensions.
 
     Args:
-        model: Any model; it is left as it is.
+        model: Any model, as for `relu_ops.compile`; it is left as it is.
         rank: The number of dimensions, 0 for a scalar. All values get the same ones.
 
     Returns:
@@ -562,6 +638,7 @@ def with_rank(model: onnx.ModelProto, rank: int) -> onnx.ModelProto:
     Raises:
         ArgumentTypeError: The rank is no integer.
         ArgumentError: It is negative.
+        ModelError: The model is not valid ONNX.
 
     >>> ranked = with_rank(relu(), rank=2)
     >>> print(describe(ranked.graph.input[0]))
@@ -572,8 +649,7 @@ def with_rank(model: onnx.ModelProto, rank: int) -> onnx.ModelProto:
         raise ArgumentTypeError(f"with_rank: rank must be an integer (not {rank!r})")
     if rank < 0:
         raise ArgumentError(f"with_rank: rank must be at least 0 (not {rank})")
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = _read(model)
     for value in (*copy.graph.input, *copy.graph.output):
         if not value.type.tensor_type.HasField("shape"):
             shape = [f"dim_{axis}" for axis in range(rank)]
@@ -596,14 +672,26 @@ def describe(value: onnx.ValueInfoProto) -> str:
     return f"{value.name}: {dtype}[{', '.join(dims)}]"
 
 
-def serialize(model: onnx.ModelProto) -> bytes:
+def serialize(model: Model) -> bytes:
     """Return the bytes of a model's file: the same bytes for equal models, always.
+
+    Args:
+        model: Any model, as for `relu_ops.compile`. Its external data come into the bytes.
+
+    Raises:
+        ModelError: The model is not valid ONNX.
 
     >>> serialize(relu()) == serialize(relu())
     True
     """
-    content: bytes = model.SerializeToString(deterministic=True)
+    content: bytes = _read(model).SerializeToString(deterministic=True)
     return content
+
+
+def _read(model: Model) -> onnx.ModelProto:
+    from relu_ops.compiler import frontend
+
+    return frontend.read_model(model)
 
 
 def export(folder: str | os.PathLike[str], check: bool = False) -> list[str]:
@@ -784,11 +872,17 @@ def _integer(name: str, argument: str, value: int, low: int, high: int | None) -
 
 def _real(name: str, argument: str, value: float, dtype: str) -> np.float32:
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise ArgumentTypeError(f"{name}: {argument} must be a real number (not {value!r})")
+        raise ArgumentTypeError(
+            f"{name}: {argument} must be a real number (not {value!r})",
+            "a number for each channel is an operand: graphs.prelu, graphs.scale_bias_leaky_relu",
+        )
     with np.errstate(over="ignore"):
         rounded = np.float32(_float(value))
         if not np.isfinite(rounded.astype(_numpy_dtype(dtype))):
-            raise ArgumentError(f"{name}: {argument} must be finite in {dtype} (not {value!r})")
+            raise ArgumentError(
+                f"{name}: {argument} must be finite in {dtype} (not {value!r})",
+                f"the largest number of {dtype} is {ml_dtypes.finfo(_numpy_dtype(dtype)).max}",
+            )
     return rounded
 
 
@@ -811,7 +905,9 @@ def _is_made_in(make: Callable[..., onnx.ModelProto], dtype: str) -> bool:
 def _folder(folder: str | os.PathLike[str]) -> Path:
     path = Path(folder)
     if path.exists() and not path.is_dir():
-        raise ArgumentError(f"export: folder must be a directory ({path} is a file)")
+        raise ArgumentError(
+            f"export: folder must be a directory ({path} is a file)", "name another folder"
+        )
     return path
 
 

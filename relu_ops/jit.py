@@ -24,7 +24,8 @@ def compile(model: Model, target: str = "native") -> Operator:
 
     Args:
         model: An `onnx.ModelProto`, its bytes, or the path of a file.
-        target: A target by name; "native" is the best level that this machine's CPU runs.
+        target: A target by name; "native" is the best level that this machine's CPU runs. One of
+            CUDA is compiled for, and loaded on, the first device.
 
     Returns:
         The operator.
@@ -33,6 +34,7 @@ def compile(model: Model, target: str = "native") -> Operator:
         MissingDependencyError: onnx or TVM is not installed.
         ModelError: The model is not valid ONNX; as `UnsupportedError` if it is, but out of scope.
         TargetError: The target is not known or cannot run here.
+        DeviceError: The target is one of CUDA, and there is no driver or device.
         BuildError: The target cannot be built for, or TVM made something unexpected.
     """
     require("onnx", "compile", "relu_ops.compile")
@@ -54,7 +56,9 @@ def compiled(identity: bytes, make_model: Callable[[], Any], target: str) -> Ope
     chosen = targets.resolve(target)
     if log.hears("DEBUG"):
         log.say("DEBUG", "compile: target %s: %s", chosen, targets.why(chosen, target))
-    key = cache.key_of(identity, chosen.name, {**producer(), "sources": source_digest()})
+    key = cache.key_of(
+        identity, chosen.name, {**producer([chosen.kind]), "sources": source_digest()}
+    )
 
     def make() -> dict[str, bytes]:
         require("tvm", "compile", "compiling an operator")
@@ -62,4 +66,5 @@ def compiled(identity: bytes, make_model: Callable[[], Any], target: str) -> Ope
 
         return compiler.make(make_model(), [chosen.name])
 
-    return dispatch.operator_of(cache.fetch(key, make), target=chosen.name)
+    cuda = 0 if chosen.kind == "cuda" else -1
+    return dispatch.operator_of(cache.fetch(key, make), target=chosen.name, cuda=cuda)

@@ -14,6 +14,7 @@ import numbers
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from relu_ops.bundle import store as bundles
@@ -31,8 +32,13 @@ _DTYPES = {"relu": (*_FLOATS, "int8", "int16", "int32", "int64"), "leaky_relu": 
 """What ONNX has these two for, as in `graphs`, which would import onnx to say it."""
 
 _ANY_SLOPE = "_of_any_slope"
-_GRAPHS = {**_DTYPES, f"leaky_relu{_ANY_SLOPE}": _FLOATS}
-"""The graphs of `graphs` that compute them, and their dtypes."""
+_GRAPHS = {
+    **_DTYPES,
+    f"leaky_relu{_ANY_SLOPE}": _FLOATS,
+    "relu_grad": _FLOATS,
+    f"leaky_relu_grad{_ANY_SLOPE}": _FLOATS,
+}
+"""The graphs of `graphs` that compute them and their gradients, and their dtypes."""
 
 _USUAL_SLOPE = 0.01
 """It has kernels of its own: as an operand a slope takes up to 1.9 times as long (float64 on
@@ -62,10 +68,10 @@ def _relu(x: Any, out: Any = None) -> Any:
     array([ 0., -0.,  2.], dtype=float32)
     """
     dtype, name = _dtype_of(x, "relu")
-    operator = _standard("relu", name)
+    op = operator("relu", name)
     if isinstance(dtype, np.dtype):
-        relu.remember(dtype.num, operator, False)
-    return operator(x, out=out)
+        relu.remember(dtype.num, op, False)
+    return op(x, out=out)
 
 
 def _leaky_relu(x: Any, alpha: float = _USUAL_SLOPE, out: Any = None) -> Any:
@@ -88,10 +94,10 @@ def _leaky_relu(x: Any, alpha: float = _USUAL_SLOPE, out: Any = None) -> Any:
     slope = _real(alpha)
     dtype, name = _dtype_of(x, "leaky_relu")
     usual = slope == _USUAL_SLOPE
-    operator = _standard("leaky_relu" if usual else f"leaky_relu{_ANY_SLOPE}", name)
+    op = operator("leaky_relu" if usual else f"leaky_relu{_ANY_SLOPE}", name)
     if isinstance(dtype, np.dtype):
-        leaky_relu.remember(dtype.num, operator, not usual)
-    return operator(x, out=out) if usual else operator(x, _rounded(slope, name), out=out)
+        leaky_relu.remember(dtype.num, op, not usual)
+    return op(x, out=out) if usual else op(x, rounded(slope, name), out=out)
 
 
 for _function in (_relu, _leaky_relu):
@@ -104,25 +110,35 @@ leaky_relu = Standard(_leaky_relu, True)
 def _real(alpha: Any) -> float:
     """A slope as a float; infinite where it is too large, as an integer can be."""
     if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
-        raise ArgumentTypeError(f"leaky_relu: alpha must be a real number (not {alpha!r})")
+        raise ArgumentTypeError(
+            f"leaky_relu: alpha must be a real number (not {alpha!r})",
+            "a slope for each channel is a PRelu: compile relu_ops.graphs.prelu()",
+        )
     try:
         return float(alpha)
     except OverflowError:
         return float("inf")
 
 
-def _rounded(alpha: float, dtype: str) -> float:
-    """A slope as float32, which is what an ONNX attribute holds."""
+def rounded(alpha: float, dtype: str) -> float:
+    """A slope as float32, which is what an ONNX attribute holds.
+
+    Raises:
+        ArgumentError: It is not finite, or not in the dtype.
+    """
     if -_BOUNDS["float32"] < alpha < _BOUNDS["float32"]:
-        rounded = float(np.float32(alpha))
-        if abs(rounded) < _BOUNDS.get(dtype, _BOUNDS["float32"]):
-            return rounded
-    raise ArgumentError(f"leaky_relu: alpha must be finite in {dtype} (not {alpha!r})")
+        single = float(np.float32(alpha))
+        if abs(single) < _BOUNDS.get(dtype, _BOUNDS["float32"]):
+            return single
+    raise ArgumentError(
+        f"leaky_relu: alpha must be finite in {dtype} (not {alpha!r})",
+        f"the largest number of {dtype} is {ml_dtypes.finfo(DTYPES[dtype].numpy).max}",
+    )
 
 
 @functools.cache
-def _standard(graph: str, dtype: str) -> Operator:
-    """The operator of a row of `_GRAPHS`."""
+def operator(graph: str, dtype: str) -> Operator:
+    """The operator of a row of `_GRAPHS`: shipped with a released wheel, or compiled."""
     shipped = _shipped()
     if shipped is not None:
         return dispatch.operator_of(shipped, name=_name(graph, dtype))

@@ -62,9 +62,6 @@ TARGETS: dict[str, Target] = {
 
 CPU_TARGETS = tuple(name for name, row in TARGETS.items() if row.kind == "cpu")
 
-CUDA_IS_OFF = "CUDA is switched off in this version of relu_ops"
-"""Its targets have their names already; whatever would use one says this."""
-
 _ONE_ARCHITECTURE = re.compile(r"cuda-sm_([1-9][0-9]{1,2})")
 
 

@@ -68,10 +68,26 @@ STRUCTURES: dict[str, dict[str, Any]] = {
         "dims": ["q"],
     },
     "kernel": {"call": "I", "stream": "I", "patterns": ["b"]},
+    "cuda_kernel": {
+        "name": TEXT,
+        "binary_at": "I",
+        "binary_size": "I",
+        "lanes": "I",
+        "unroll": "I",
+        "patterns": ["b"],
+    },
     TEXT: {"at": "I", "length": "I"},
 }
 """By structure of image.h, its fields: a format of `struct`, another structure, or a table of
 either. A view's fields stand where the view stands."""
+
+STRUCTURES["cuda_operator"] = {**STRUCTURES["operator"], "kernels": ["cuda_kernel"]}
+
+CUDA = 3
+"""The machine whose kernels are functions of fat binaries."""
+
+FAT_BINARY = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 112) + bytes(range(112))
+"""Two lines of code that the reader takes for one, and no driver would."""
 
 RET = b"\xc3" + b"\xcc" * 63
 """A kernel that computes nothing, and fills a line of 64 bytes."""
@@ -153,15 +169,16 @@ def written(
 ) -> Image:
     """Write an image.
 
-    Entry points are given as lines of code, from 1 on, places of constants from the start of
-    `constants`; both become places in the image.
+    Entry points and fat binaries are given as lines of code, from 1 on, places of constants from
+    the start of `constants`; all become places in the image. For CUDA the code is fat binaries, of
+    two lines each.
     """
     image = Image()
     image.reserve(_size("header"), 64)
     constants_at = image.reserve(len(constants), 64)
     image.content[constants_at:] = constants
     code_at = image.reserve(64 * kernels, 64)
-    image.content[code_at:] = RET * kernels
+    image.content[code_at:] = FAT_BINARY * (kernels // 2) if machine == CUDA else RET * kernels
     header = {
         "magic": b"relu_ops",
         "format": 2,
@@ -175,11 +192,14 @@ def written(
         "code_at": code_at,
         "code_size": 64 * kernels,
     }
-    image.put_fields("", 0, STRUCTURES["header"], header)
+    fields = STRUCTURES["header"]
+    if machine == CUDA:
+        fields = {**fields, "operators": ["cuda_operator"]}
+    image.put_fields("", 0, fields, header)
     moved: dict[str, Any] = {"size": len(image.content)}
     for name in image.places:
         value = image.value(name)
-        if re.search(r"kernels\[\d+\]\.(call|stream)$", name) and value:
+        if re.search(r"kernels\[\d+\]\.(call|stream|binary_at)$", name) and value:
             moved[name] = code_at + 64 * (value - 1)
         if name.endswith("constant_at") and image.value(name[:-11] + "input") < 0:
             moved[name] = constants_at + value
@@ -241,6 +261,32 @@ def operator(name: str, **fields: Any) -> dict[str, Any]:
         "reserved": 0,
         **fields,
     }
+
+
+def cuda_kernel(name: str, patterns: list[int], line: int = 1, lanes: int = 1) -> dict[str, Any]:
+    """A kernel of the fat binary that begins at a line."""
+    return {
+        "name": name,
+        "binary_at": line,
+        "binary_size": len(FAT_BINARY),
+        "lanes": lanes,
+        "unroll": 4,
+        "patterns": patterns,
+    }
+
+
+def cuda_operator(name: str, line: int = 1, **fields: Any) -> dict[str, Any]:
+    """The same for CUDA, of the fat binary that begins at a line."""
+    kernels = [cuda_kernel("tile_0", [1, 1], line, 4), cuda_kernel("tile_1", [-1, -1], line)]
+    return operator(name, **{"kernels": kernels, "vector_bytes": 1, **fields})
+
+
+def cuda(names: tuple[str, ...] = ("first", "second"), target: str = "cuda") -> Image:
+    """An image for CUDA, whose operators have a fat binary each."""
+    operators = [cuda_operator(name, 1 + 2 * k) for k, name in enumerate(names)]
+    codes = ("cuda_13.0", "sm_75", "sm_90", "compute_90")
+    lines = 2 * len(names)
+    return written(operators, kernels=lines, target=target, requires=codes, machine=CUDA)
 
 
 def plain() -> Image:

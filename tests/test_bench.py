@@ -38,6 +38,7 @@ from relu_ops.bench.peers.problem import Prepared, Problem, Skipped
 from relu_ops.bench.record import Built, Deviation, Process, Record, Skip, Timing
 from relu_ops.bundle import store as bundles
 from relu_ops.compiler import frontend
+from relu_ops.runtime import driver
 
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = targets.native().name
@@ -537,12 +538,23 @@ def test_plans() -> None:
 
 
 @pytest.mark.parametrize("target", ["cuda", "cuda-sm_90"])
-def test_cuda_is_switched_off(target: str) -> None:
+def test_no_device_is_measured_where_there_is_none(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "probe", lambda: driver.Probe(None, "there is no driver", ()))
     with pytest.raises(errors.TargetError) as refusal:
         runner.plan([cases.find("relu")], ["native", target])
-    message = f"bench: target {target} cannot be measured: {targets.CUDA_IS_OFF}"
+    message = f"bench: target {target} cannot be measured: there is no driver"
     assert refusal.value.message == message
     assert refusal.value.hint == f"measure for {', '.join(targets.runnable())}"
+
+
+def test_a_device_is_measured_against_its_own_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = driver.Probe((13, 0), None, (driver.Gpu("GPU", 90),))
+    monkeypatch.setattr(driver, "probe", lambda: found)
+    (group,) = runner.plan([cases.find("relu")], ["cuda"], [16])
+    assert group.target == "cuda"
+    assert set(group.peers) == {p.name for p in peers.PEERS.values() if p.device == "cuda"}
 
 
 def test_a_level_that_cannot_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,13 +87,40 @@ def exports(library: Path) -> set[str]:
 
     with library.open("rb") as file:
         symbols = ELFFile(file).get_section_by_name(".dynsym")
-        return {s.name for s in symbols.iter_symbols() if s["st_shndx"] != "SHN_UNDEF" and s.name}
+        defined = [s for s in symbols.iter_symbols() if s["st_shndx"] != "SHN_UNDEF" and s.name]
+        return {s.name for s in defined if s["st_shndx"] != "SHN_ABS"}  # but the version's name
+
+
+def versions(library: Path) -> set[str]:
+    """The versions that the exported symbols have: of all but the library's own name."""
+    from elftools.elf.elffile import ELFFile
+
+    with library.open("rb") as file:
+        elf = ELFFile(file)
+        names = {
+            definition["vd_ndx"]: next(auxiliaries).name
+            for definition, auxiliaries in elf.get_section_by_name(".gnu.version_d").iter_versions()
+        }
+        symbols = elf.get_section_by_name(".dynsym")
+        numbers = elf.get_section_by_name(".gnu.version")
+        return {
+            names[numbers.get_symbol(k)["ndx"]]
+            for k, symbol in enumerate(symbols.iter_symbols())
+            if symbol["st_shndx"] not in ("SHN_UNDEF", "SHN_ABS") and symbol.name
+        }
 
 
 def test_the_library_exports_what_the_header_declares() -> None:
+    """And what onnxruntime looks for in a library of operators."""
     declared = set(re.findall(r"RELU_OPS_EXPORT[^;]*?\b(relu_ops_\w+)\(", HEADER.read_text()))
     assert len(declared) > 30
-    assert exports(LIBRARY) == declared
+    assert exports(LIBRARY) == declared | {"RegisterCustomOps"}
+
+
+def test_every_symbol_has_the_version_of_the_interface() -> None:
+    """A program that was linked with another interface does not start."""
+    (number,) = re.findall(r"^#define RELU_OPS_API (\d+)$", HEADER.read_text(), re.MULTILINE)
+    assert versions(LIBRARY) == {f"RELU_OPS_{number}"}
 
 
 def test_the_library_stays_when_it_is_unloaded() -> None:
@@ -125,6 +152,8 @@ def test_no_warning(source: Path) -> None:
     if compiler_path is None:
         pytest.skip("no C compiler on PATH: the package was built elsewhere")
     includes = [np.get_include(), sysconfig.get_paths()["include"], config.values()["include_dir"]]
+    if "<tvm/ffi/" in source.read_text():
+        includes += pytest.importorskip("tvm_ffi").libinfo.include_paths()
     flags = [flag for path in includes for flag in ("-isystem", str(path))]
     definitions = ["-DRELU_OPS_BUILD", "-DRELU_OPS_SEMANTICS=1", '-DRELU_OPS_PACKAGE_VERSION="0"']
     command = [compiler_path, "-std=c11", "-O1", "-fPIC", *WARNINGS, *definitions, *flags]

@@ -1,26 +1,33 @@
-"""Device code: what TVM and NVRTC make for CUDA, read as machine code and PTX.
+"""Device code: what TVM and NVRTC make for CUDA, read as machine code and PTX, and its images.
 
-Nothing runs it in this version, and nothing builds it into bundles: what says so is tested too.
+No GPU takes part. What the kernels compute is seen in test_cuda_simulated.py.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper, numpy_helper
 
 import relu_ops
 from relu_ops import graphs, targets
-from relu_ops.compiler import frontend
+from relu_ops.bundle import store as bundle
+from relu_ops.compiler import frontend, layout, toolchain
 from relu_ops.compiler.cuda import codegen as codegen_cuda
 from relu_ops.compiler.cuda import nvrtc
-from relu_ops.errors import BuildError, DeviceError, MissingDependencyError
-from relu_ops.targets import CUDA_IS_OFF
+from relu_ops.compiler.cuda import schedule as schedule_cuda
+from relu_ops.errors import BuildError, MissingDependencyError
+from relu_ops.report import inspect
 
 
 def _is_here() -> bool:
@@ -56,6 +63,12 @@ def run_tool(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+def fat_binary(model: onnx.ModelProto, target: str, *flags: Sequence[str]) -> bytes:
+    graph = frontend.import_model(model)
+    kernels = codegen_cuda.scheduled(graph)
+    return codegen_cuda.fat_binary(graph, kernels, targets.parse(target), *flags)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The device code of graphs whose inner loops are looked at, for every architecture."""
@@ -65,8 +78,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for name, model in LOOKED_AT.items():
         made[name] = folder / f"{name}.fatbin"
-        graph = frontend.import_model(model)
-        made[name].write_bytes(codegen_cuda.fat_binary(graph, targets.parse("cuda")))
+        made[name].write_bytes(fat_binary(model, "cuda"))
     return made
 
 
@@ -156,9 +168,8 @@ def test_nothing_is_contracted_or_flushed(built: dict[str, Path], name: str, sm:
 @needs_nvrtc
 @pytest.mark.parametrize(("flag", "found"), [("-fmad=true", "FFMA"), ("-ftz=true", "FTZ")])
 def test_a_contraction_or_a_flush_would_be_found(tmp_path: Path, flag: str, found: str) -> None:
-    graph = frontend.import_model(LOOKED_AT["scale_bias_leaky_relu"])
     path = tmp_path / "fused.fatbin"
-    path.write_bytes(codegen_cuda.fat_binary(graph, targets.parse("cuda-sm_90"), [flag]))
+    path.write_bytes(fat_binary(LOOKED_AT["scale_bias_leaky_relu"], "cuda-sm_90", [flag]))
     assert found in " ".join(inexact(sass_of(path, 90)["tile_0"]))
 
 
@@ -179,17 +190,16 @@ def test_device_code_is_small(built: dict[str, Path]) -> None:
 
 @needs_nvrtc
 def test_two_builds_give_the_same_bytes() -> None:
-    graph = frontend.import_model(LOOKED_AT["relu"])
-    target = targets.parse("cuda-sm_90")
-    assert codegen_cuda.fat_binary(graph, target) == codegen_cuda.fat_binary(graph, target)
+    assert fat_binary(LOOKED_AT["relu"], "cuda-sm_90") == fat_binary(
+        LOOKED_AT["relu"], "cuda-sm_90"
+    )
 
 
 @needs_nvrtc
 def test_an_architecture_that_nvrtc_does_not_know() -> None:
-    graph = frontend.import_model(LOOKED_AT["relu"])
     message = r"^NVRTC [0-9.]+ cannot compile for sm_61\nhint: it knows sm_75, sm_80, "
     with pytest.raises(BuildError, match=message):
-        codegen_cuda.fat_binary(graph, targets.parse("cuda-sm_61"))
+        fat_binary(LOOKED_AT["relu"], "cuda-sm_61")
 
 
 @needs_nvrtc
@@ -221,17 +231,96 @@ def test_constants_of_float64_keep_their_bits() -> None:
     assert f"__longlong_as_double((int64_t){tiny.view(np.int64)})" in text
 
 
-# ---------------------------------------------------------------- switched off
+# ---------------------------------------------------------------- images
+
+CODES = (
+    *("cuda_13.0", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"),
+    *("compute_75", "compute_120"),
+)
 
 
-@pytest.mark.parametrize("target", ["cuda", "cuda-sm_90"])
-def test_building_for_cuda_says_that_it_is_switched_off(target: str, tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=CUDA_IS_OFF):
-        relu_ops.build(graphs.relu(), ["x86-64-v2", target], tmp_path / "b")
-    assert not (tmp_path / "b").exists()
+def two_operators() -> dict[str, onnx.ModelProto]:
+    return {"first": graphs.relu(), "second": graphs.scale_bias_leaky_relu(alpha=0.1)}
 
 
-def test_loading_for_a_device_says_that_it_is_switched_off(tmp_path: Path) -> None:
-    relu_ops.build(graphs.relu(), ["native"], tmp_path / "b")
-    with pytest.raises(DeviceError, match=CUDA_IS_OFF):
-        relu_ops.load(tmp_path / "b", device="cuda")
+@needs_nvrtc
+def test_an_image_for_cuda(tmp_path: Path) -> None:
+    """The manifest, the image and `inspect` say what there is code for, and what made it."""
+    relu_ops.build(two_operators(), ["x86-64-v2", "cuda-sm_90"], tmp_path / "b")
+    held = bundle.read(tmp_path / "b")
+    assert held.handle.operators == ("first", "second")
+    assert held.handle.targets == ("cuda-sm_90", "x86-64-v2")
+    entry = next(each for each in held.manifest.images if each.target == "cuda-sm_90")
+    assert entry.requires.features == ("cuda_13.0", "sm_90")
+    packages = ("nvidia-cuda-cccl", "nvidia-cuda-nvrtc", "nvidia-nvfatbin")
+    for package in packages:
+        assert held.manifest.producer[package] == importlib.metadata.version(package)
+    header = np.frombuffer(held.image("cuda-sm_90"), layout.HEADER, 1)[0]
+    assert header["machine"] == layout.CUDA
+    description = inspect.describe(tmp_path / "b")
+    shown = next(each for each in description["targets"] if each["name"] == "cuda-sm_90")
+    assert shown["requires"] == ["cuda_13.0", "sm_90"]
+    assert "for CUDA 13.0: sm_90" in inspect.render(description)
+    assert inspect.rebuild_check(tmp_path / "b")["identical"]
+
+
+def test_the_fat_target_says_each_code() -> None:
+    if not _is_here():
+        pytest.skip("there is no NVRTC (relu_ops[cuda])")
+    assert codegen_cuda.requirements(targets.parse("cuda")) == CODES
+
+
+def test_nothing_of_nvidia_stands_in_a_bundle_for_cpus() -> None:
+    """Nor in its cache key: who has no compiler of NVIDIA's needs none."""
+    assert not [name for name in toolchain.producer() if name.startswith("nvidia")]
+    assert toolchain.producer(["cuda"]).keys() > toolchain.producer(["cpu"]).keys()
+
+
+ELSEWHERE = """
+import os, sys
+if sys.argv[1] != "here":
+    os.chdir("/")
+    os.uname = lambda: os.uname_result(("Linux", "elsewhere", "6", "1", "aarch64"))
+    import platform
+    platform.machine = lambda: "aarch64"
+from relu_ops import compiler, graphs
+made = compiler.make(graphs.leaky_relu(alpha=0.1), ["cuda-sm_90"])
+sys.stdout.buffer.write(made["cuda-sm_90.image"])
+"""
+
+
+@needs_nvrtc
+def test_no_byte_depends_on_the_host(tmp_path: Path) -> None:
+    """Whatever processor, folder, locale, temporary folder and hash seed there are."""
+    images = []
+    for where, environment in (
+        ("here", {}),
+        (
+            "elsewhere",
+            {"LC_ALL": "C", "TMPDIR": str(tmp_path), "PYTHONHASHSEED": "7", "HOME": str(tmp_path)},
+        ),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, where],
+            env={**os.environ, **environment},
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        images.append(done.stdout)
+    assert images[0] == images[1]
+    for word in (b"x86_64", b"x86-64", os.fsencode(Path.home()), os.fsencode(sys.prefix)):
+        assert word not in images[0]
+
+
+def test_the_core_launches_what_the_schedule_expects() -> None:
+    """The numbers that stand in C and in Python."""
+    text = (Path(relu_ops.__file__).parent / "native/run_cuda.c").read_text()
+
+    def of(name: str) -> int:
+        found = re.search(rf"^  {name} = (\d+),", text, re.MULTILINE)
+        assert found, name
+        return int(found[1])
+
+    assert of("THREADS") == schedule_cuda.THREADS
+    assert of("PLANE_RANK") == schedule_cuda.PLANE_RANK
+    assert of("SCALARS") == len(schedule_cuda.SCALARS)

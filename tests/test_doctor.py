@@ -15,7 +15,7 @@ import pytest
 from relu_ops import targets
 from relu_ops.native import _python as native
 from relu_ops.report import doctor
-from relu_ops.runtime import tuning
+from relu_ops.runtime import driver, tuning
 from relu_ops.targets import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,24 @@ def test_the_report_is_plain_data_and_says_what_is_here() -> None:
     assert report["targets"]["native"] == targets.native().name
     assert report["native"]["version"] == report["relu_ops"]["version"]
     assert Path(report["native"]["path"]).is_file()
-    assert report["cuda"]["state"] == targets.CUDA_IS_OFF
+    assert report["cuda"]["problem"] is None
+
+
+def test_no_driver_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELU_OPS_CUDA_DRIVER", "libno_driver.so.1")
+    driver._library.cache_clear()
+    report = doctor.report()
+    driver._library.cache_clear()
+    assert report["cuda"] == {
+        "state": "no driver, no device",
+        "driver": None,
+        "devices": [],
+        "absent": "CUDA's driver cannot be used: libno_driver.so.1: cannot open shared object "
+        "file: No such file or directory",
+        "problem": None,
+    }
+    assert "cuda      no driver, no device\n" in doctor.render(report)
+    assert report["advice"] == []
 
 
 def test_it_imports_nothing_big() -> None:

@@ -124,7 +124,10 @@ def test_every_truncation_is_refused_or_a_model() -> None:
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "missing.onnx"
-    assert refusal(path) == f"{path}: cannot be read: No such file or directory"
+    assert refusal(path) == (
+        f"{path}: cannot be read: No such file or directory\n"
+        "hint: pass the path of an .onnx file; a relative one begins in the current directory"
+    )
 
 
 def test_something_that_is_no_model() -> None:

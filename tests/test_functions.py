@@ -10,14 +10,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from cases import assert_same_bits
+from cases import assert_same_bits, differing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import AttributeProto, FunctionProto, NodeProto, helper
 from short_models import constant, function, model, node, opsets, referring, refusal, result, value
+from test_cells import GROUPS
+from test_deviations import Question, _more, questions
 
-from relu_ops.compiler.frontend import import_model
+from relu_ops.compiler.frontend import import_model, inline, without_functions
 from relu_ops.contract import reference
+from relu_ops.errors import ModelError, UnsupportedError
 
 
 def act(*nodes: NodeProto, call: dict[str, Any] | None = None, **more: Any) -> onnx.ModelProto:
@@ -524,3 +527,95 @@ def test_functions_change_no_bit(models: tuple[onnx.ModelProto, onnx.ModelProto]
     assert_same_bits(ours, plain, "with functions")
     (theirs,) = by_onnxruntime(with_functions, x, z)
     assert_same_bits(ours, theirs, "onnxruntime")
+    written = without_functions(with_functions)
+    assert not written.functions and not {n.domain for n in written.graph.node} - {""}
+    (inlined,) = reference.evaluate(import_model(written), [x, z])
+    assert_same_bits(inlined, ours, "written out")
+    (theirs,) = by_onnxruntime(written, x, z)
+    assert_same_bits(theirs, ours, "written out, in onnxruntime")
+
+
+# ---------------------------------------------------------------- calls, written out as nodes
+
+
+def test_names_of_calls_that_are_written_out_are_apart() -> None:
+    body = [node("Neg", "y", "t"), node("Add", "t y", "x")]
+    nodes = [
+        node("Relu", "x", "t"),
+        node("Act", "t", "u", domain="local"),
+        node("Act", "x", "v", domain="local"),
+        node("Add", "u v", "w"),
+        node("Add", "w t", "y"),
+    ]
+    written = without_functions(model(nodes, functions=[function("Act", "y", "x", body)]))
+    assert [(n.op_type, [*n.input], [*n.output]) for n in written.graph.node] == [
+        ("Relu", ["x"], ["t"]),
+        ("Neg", ["t"], ["t_1"]),
+        ("Add", ["t_1", "t"], ["u"]),
+        ("Neg", ["x"], ["t_2"]),
+        ("Add", ["t_2", "x"], ["v"]),
+        ("Add", ["u", "v"], ["w"]),
+        ("Add", ["w", "t"], ["y"]),
+    ]
+    assert result(written, [2.0]) == [2.0]
+
+
+def test_an_operand_that_a_function_hands_on_is_written_out() -> None:
+    swap = function("Swap", "a b", "b a", [])
+    nodes = [node("Swap", "x z", "p q", domain="local"), node("Sub", "p q", "y")]
+    made = without_functions(model(nodes, [value("x"), value("z")], functions=[swap]))
+    assert result(made, [1.0], [3.0]) == [2.0]
+
+
+def test_what_a_call_leaves_out_is_written_out_as_absent() -> None:
+    written = without_functions(clip("x - high"))
+    assert [[*n.input] for n in written.graph.node] == [["x", "", "high"]]
+
+
+@pytest.mark.parametrize(("own", "inner", "opset"), [(17, 18, 18), (13, 16, 16), (26, 9, 26)])
+def test_what_is_written_out_has_the_newest_opset(own: int, inner: int, opset: int) -> None:
+    made = act(leaky(), slope=0.125, opset=inner)
+    made.opset_import[0].version = own
+    written = without_functions(made)
+    assert [(o.domain, o.version) for o in written.opset_import] == [("", opset)]
+    assert result(written, [-1.0]) == [-0.125]
+
+
+def test_functions_of_versions_that_no_opset_has_cannot_be_written_out() -> None:
+    made = act(node("Clip", "a", "b", min=-1.0), opset=6)
+    with pytest.raises(UnsupportedError) as caught:
+        without_functions(made)
+    assert str(caught.value) == (
+        "node of output ['b'] of function local.Act, called by node of output ['y']: Clip of "
+        "opset 6 is written otherwise in opset 17, which other nodes have"
+    )
+
+
+@pytest.mark.parametrize(("opset", "reads"), [g for g in GROUPS if g[0] < 23])
+def test_a_newer_opset_means_the_same_but_where_it_is_said(opset: int, reads: str) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for question in questions(opset, reads):
+        if opset < inline._MEANT_OTHERWISE_BEFORE.get(question.operator, 0):
+            continue
+        old = reference.evaluate(import_model(question.model), question.arrays)
+        question.model.opset_import[0].version = newest
+        new = reference.evaluate(import_model(question.model), question.arrays)
+        assert_same_bits(old[0], new[0], question.operator)
+
+
+@pytest.mark.parametrize("operator", sorted(inline._MEANT_OTHERWISE_BEFORE))
+def test_every_row_of_what_was_written_otherwise_shows(operator: str) -> None:
+    before = inline._MEANT_OTHERWISE_BEFORE[operator] - 1
+    groups = [group for group in GROUPS if group[0] <= before]
+    asked = [q for group in groups for q in questions(*group)] + [*_more(operator, "float32")]
+    assert any(means_otherwise(q, before + 1) for q in asked if q.operator == operator)
+
+
+def means_otherwise(question: Question, opset: int) -> bool:
+    old = reference.evaluate(import_model(question.model), question.arrays)[0]
+    question.model.opset_import[0].version = opset
+    try:
+        new = reference.evaluate(import_model(question.model), question.arrays)[0]
+    except (ModelError, ValueError):
+        return True
+    return old.shape != new.shape or bool(differing(old, new).any())

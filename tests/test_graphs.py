@@ -580,6 +580,7 @@ def test_script_refuses_a_file_for_a_folder(tmp_path: Path, option: list[str]) -
     file.write_text("")
     run = run_script(file, *option)
     message = f"export_models: export: folder must be a directory ({file} is a file)\n"
+    message += "hint: name another folder\n"
     assert (run.returncode, run.stdout, run.stderr) == (2, "", message)
 
 
@@ -672,14 +673,14 @@ TYPE_ERRORS = [
 def test_wrong_values(make: Callable, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         make(**arguments)
-    assert str(caught.value) == f"{make.__name__}: {message}"
+    assert caught.value.message == f"{make.__name__}: {message}"
 
 
 @pytest.mark.parametrize(("make", "arguments", "message"), TYPE_ERRORS)
 def test_wrong_types(make: Callable, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentTypeError) as caught:
         make(**arguments)
-    assert str(caught.value) == f"{make.__name__}: {message}"
+    assert caught.value.message == f"{make.__name__}: {message}"
 
 
 @pytest.mark.parametrize("graph", graphs.GRAPHS)
@@ -692,14 +693,14 @@ def test_every_dtype_is_made_or_refused(graph: str, dtype: str) -> None:
     with pytest.raises(ArgumentTypeError) as caught:
         make(dtype=dtype)
     message = f"{graph}: dtype must be one of {', '.join(allowed)} (not {dtype!r})"
-    assert str(caught.value) == message
+    assert caught.value.message == message
 
 
 def test_dtypes_of_an_unknown_graph() -> None:
     with pytest.raises(ArgumentError) as caught:
         graphs.dtypes("elu")
     names = ", ".join(graphs.GRAPHS)
-    assert str(caught.value) == f"dtypes: graph must be one of {names} (not 'elu')"
+    assert caught.value.message == f"dtypes: graph must be one of {names} (not 'elu')"
 
 
 def test_export_into_a_file(tmp_path: Path) -> None:
@@ -708,4 +709,4 @@ def test_export_into_a_file(tmp_path: Path) -> None:
     for call in (graphs.export, graphs.differences):
         with pytest.raises(ArgumentError) as caught:
             call(file)
-        assert str(caught.value) == f"export: folder must be a directory ({file} is a file)"
+        assert caught.value.message == f"export: folder must be a directory ({file} is a file)"

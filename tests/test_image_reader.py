@@ -27,7 +27,7 @@ NEWER = "it was made by a newer relu_ops: upgrade with pip install --upgrade rel
 OLDER = "it was made by an older relu_ops: build the bundle again"
 
 ROOT = Path(__file__).parents[1]
-RICH, PLAIN = images.rich(), images.plain()
+RICH, PLAIN, CUDA = images.rich(), images.plain(), images.cuda()
 SIZE, CODE, CODE_SIZE = (RICH.value(name) for name in ("size", "code_at", "code_size"))
 OUTSIDE = 8000  # a place behind the image
 
@@ -327,6 +327,73 @@ def in_second(changes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+BINARY = CUDA.value("code_at") + 128  # that of the second operator
+END = CUDA.value("code_at") + CUDA.value("code_size")
+
+# Fields of an image for CUDA; kernels are of its second operator.
+CUDA_LIES: list[tuple[dict[str, Any], str]] = [
+    ({"*requires[1]": b"sm_7x"}, "required feature 1 must be like cuda_13.0, sm_90 or compute_90"),
+    (
+        {"*requires[0]": b"cuda_1300"},
+        "required feature 0 must be like cuda_13.0, sm_90 or compute_90",
+    ),
+    ({"*requires[2]": b"sm_09"}, "required feature 2 must be like cuda_13.0, sm_90 or compute_90"),
+    ({"requires.count": 1}, "it does not say which devices it has code for"),
+    ({"requires.count": 0}, "it does not say which devices it has code for"),
+    *(
+        ({f"operators[1].kernels[1].{name}": value}, f"operator 1: kernel 1: {text}")
+        for name, value, text in (
+            ("name.length", 0, "its name is empty"),
+            (
+                "binary_at",
+                BINARY + 8,
+                f"its fat binary begins at {BINARY + 8}, which is no multiple of 64",
+            ),
+            ("binary_at", 0, "its fat binary of 128 bytes at 0 is not in the code"),
+            ("binary_at", END, f"its fat binary of 128 bytes at {END} is not in the code"),
+            ("binary_at", BINARY - 64, f"what lies at {BINARY - 64} is no fat binary"),
+            ("binary_at", BINARY - 128, "its fat binary is another one than that of kernel 0"),
+            ("binary_size", 129, f"its fat binary of 129 bytes at {BINARY} is not in the code"),
+            (
+                "binary_size",
+                2**32 - 1,
+                f"its fat binary of 4294967295 bytes at {BINARY} is not in the code",
+            ),
+            ("binary_size", 15, "its fat binary has 15 bytes; a header has 16"),
+            ("binary_size", 127, "its fat binary says that it has 112 bytes; it has 127"),
+            ("lanes", 2, "chunks of 2 elements; it must be a power of two up to 1"),
+            ("lanes", 0, "chunks of 0 elements; it must be a power of two up to 1"),
+            ("unroll", 0, "0 chunks a thread; it must be 1 to 16"),
+            ("unroll", 17, "17 chunks a thread; it must be 1 to 16"),
+            ("patterns.count", 1, "1 patterns for 2 operands"),
+            ("patterns[0]", 1, "pattern 0 is 1; the last kernel must take any strides"),
+        )
+    ),
+    *(
+        ({f"operators[1].kernels[0].{name}": value}, f"operator 1: kernel 0: {text}")
+        for name, value, text in (
+            ("lanes", 3, "chunks of 3 elements; it must be a power of two up to 16"),
+            ("lanes", 32, "chunks of 32 elements; it must be a power of two up to 16"),
+            ("patterns[0]", -1, "pattern 0 is -1; only the last kernel takes any strides"),
+        )
+    ),
+    ({"operators[0].kernels.count": 17}, "operator 0: 17 kernels; there may be 16"),
+    ({"operators[0].kernels.count": 0}, "operator 0: there is no kernel"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CUDA_LIES, ids=lambda value: str(value)[:60])
+def test_lies_of_images_for_cuda(changes: dict[str, Any], message: str) -> None:
+    refused(CUDA.changed(changes), message)
+
+
+def test_an_image_for_cuda_is_data_to_the_processor() -> None:
+    """It is read and its code is never mapped: that is for a driver."""
+    assert opened(CUDA).operators == ("first", "second")
+    changed = CUDA.changed({"*operators[0].kernels[0].name": b"tile_9"})
+    assert native.open_image("image", changed).targets == ("cuda",)
+
+
 LIES = HEADER + [(in_second(changes), f"operator 1: {text}") for changes, text in OPERATOR]
 
 
@@ -478,7 +545,9 @@ def test_texts_are_those_that_python_decodes() -> None:
 def test_images_of_other_machines_are_read_and_not_mapped(machine: int, runs_on: str) -> None:
     target = {2: "aarch64", 3: "cuda"}[machine]
     handle = opened(
-        images.written([images.operator("f")], kernels=3, target=target, machine=machine)
+        images.cuda(("f",))
+        if machine == images.CUDA
+        else images.written([images.operator("f")], kernels=3, target=target, machine=machine)
     )
     assert (handle.targets, handle.operators) == ((target,), ("f",))
     reason = {
@@ -744,6 +813,7 @@ def real_images() -> dict[str, bytes]:
     return {
         "plain": bytes(PLAIN.content),
         "rich": bytes(RICH.content),
+        "cuda": bytes(CUDA.content),
         "real": image.build(list(imported.items()), target),
     }
 

@@ -106,6 +106,11 @@ def world(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(autouse=True)
+def _without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELU_OPS_CUDA_DRIVER", "libno_driver.so.1")
+
+
 def message_of(call: str, world: dict[str, Any]) -> str:
     """What an interactive session would show of the error, its traceback apart."""
     with pytest.raises(ReluOpsError) as caught:
@@ -183,7 +188,8 @@ CALLS = {
         "hint: convert it first, for example with x.astype('float32')"
     ),
     "op.leaky(ones(*(1,) * 17))": (
-        "ArgumentError: leaky_relu: x has 17 dimensions; at most 16 are supported"
+        "ArgumentError: leaky_relu: x has 17 dimensions; at most 16 are supported\n"
+        "hint: reshape it first: dimensions that lie together can be one"
     ),
     "op.add(x, ones(4))": (
         "ArgumentError: add_relu: these shapes do not broadcast together: x (3,), residual "
@@ -242,9 +248,21 @@ CALLS = {
         "ArgumentTypeError: two: out for z.dtype must be bool (not float32)\n"
         "hint: pass an array of the output's dtype and shape, or leave out away"
     ),
-    "op.leaky(x, threads=0)": "ArgumentError: threads must be 1 to 256 (not 0)",
-    'op.leaky(x, threads="4")': "ArgumentTypeError: threads must be an int or None (not str)",
-    "op.leaky(x, threads=2.0)": "ArgumentTypeError: threads must be an int or None (not float)",
+    "op.leaky(x, threads=0)": (
+        "ArgumentError: threads must be 1 to 256 (not 0)\n"
+        "hint: None is the default: for a call the process's setting, for the process what "
+        "it may use"
+    ),
+    'op.leaky(x, threads="4")': (
+        "ArgumentTypeError: threads must be an int or None (not str)\n"
+        "hint: None is the default: for a call the process's setting, for the process what "
+        "it may use"
+    ),
+    "op.leaky(x, threads=2.0)": (
+        "ArgumentTypeError: threads must be an int or None (not float)\n"
+        "hint: None is the default: for a call the process's setting, for the process what "
+        "it may use"
+    ),
     "op.leaky.bind(misaligned)": (
         "ArgumentError: leaky_relu: x cannot be bound as it lies in memory: it would have to "
         "be copied at every call\n"
@@ -277,18 +295,30 @@ CALLS = {
         "hint: convert it first, for example to float32"
     ),
     'relu_ops.leaky_relu(x, "0.1")': (
-        "ArgumentTypeError: leaky_relu: alpha must be a real number (not '0.1')"
+        "ArgumentTypeError: leaky_relu: alpha must be a real number (not '0.1')\n"
+        "hint: a slope for each channel is a PRelu: compile relu_ops.graphs.prelu()"
     ),
     'relu_ops.leaky_relu(x, float("nan"))': (
-        "ArgumentError: leaky_relu: alpha must be finite in float32 (not nan)"
+        "ArgumentError: leaky_relu: alpha must be finite in float32 (not nan)\n"
+        "hint: the largest number of float32 is 3.4028234663852886e+38"
     ),
     'relu_ops.leaky_relu(x.astype("f2"), 1e5)': (
-        "ArgumentError: leaky_relu: alpha must be finite in float16 (not 100000.0)"
+        "ArgumentError: leaky_relu: alpha must be finite in float16 (not 100000.0)\n"
+        "hint: the largest number of float16 is 65504.0"
     ),
-    'relu_ops.set_num_threads("4")': "ArgumentTypeError: count must be an int or None (not str)",
-    "relu_ops.set_num_threads(1000)": "ArgumentError: count must be 1 to 256 (not 1000)",
+    'relu_ops.set_num_threads("4")': (
+        "ArgumentTypeError: count must be an int or None (not str)\n"
+        "hint: None is the default: for a call the process's setting, for the process what "
+        "it may use"
+    ),
+    "relu_ops.set_num_threads(1000)": (
+        "ArgumentError: count must be 1 to 256 (not 1000)\n"
+        "hint: None is the default: for a call the process's setting, for the process what "
+        "it may use"
+    ),
     'under("RELU_OPS_NUM_THREADS", "all", lambda: relu_ops.set_num_threads(None))': (
-        "ArgumentError: RELU_OPS_NUM_THREADS must be 1 to 256 (not 'all')"
+        "ArgumentError: RELU_OPS_NUM_THREADS must be 1 to 256 (not 'all')\n"
+        "hint: unset it for as many threads as the process may use"
     ),
     'under("RELU_OPS_CACHE_SIZE", "10G", cache.size_limit)': (
         "ArgumentError: RELU_OPS_CACHE_SIZE must be a number of bytes (not '10G')\n"
@@ -343,11 +373,40 @@ CALLS = {
         "TargetError: target 3 is not known\n"
         "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
     ),
-    'load("leaky", device="gpu")': "ArgumentError: device must be 'cpu' (not 'gpu')",
+    'load("leaky", device="gpu")': (
+        "ArgumentError: device must be 'cpu', 'cuda' or 'cuda:N' (not 'gpu')\n"
+        "hint: for example 'cuda:0'"
+    ),
     'load("leaky", device="cuda")': (
-        "DeviceError: device 'cuda' cannot be used: CUDA is switched off in this version of "
-        "relu_ops\n"
-        "hint: load it for the CPU"
+        "DeviceError: CUDA's driver cannot be used: libno_driver.so.1: cannot open shared object "
+        "file: No such file or directory\n"
+        "hint: install NVIDIA's driver, or load an image for the CPU"
+    ),
+    "relu_ops.Operator()": (
+        "ArgumentTypeError: an Operator is not made by calling the class\n"
+        "hint: compile a model with relu_ops.compile, or load a bundle with relu_ops.load"
+    ),
+    'relu_ops.Operator("leaky")': (
+        "ArgumentTypeError: an Operator is not made by calling the class\n"
+        "hint: compile a model with relu_ops.compile, or load a bundle with relu_ops.load"
+    ),
+    'under("RELU_OPS_CACHE", "~no-such-user/x", cache.directory)': (
+        "CacheError: RELU_OPS_CACHE is ~no-such-user/x, and there is no home directory of "
+        "~no-such-user\n"
+        "hint: set RELU_OPS_CACHE to a directory"
+    ),
+    'inspect.source("leaky.onnx", name="leaky_relu")': (
+        "ArgumentError: source: name chooses an operator of a bundle, and a model is one "
+        "(not 'leaky_relu')\n"
+        "hint: leave it out"
+    ),
+    'compile("leaki.onnx")': (
+        "ModelError: leaki.onnx: cannot be read: No such file or directory\n"
+        "hint: leaky.onnx is there"
+    ),
+    'compile("there/leaky.onnx")': (
+        "ModelError: there/leaky.onnx: cannot be read: No such file or directory\n"
+        "hint: there is no directory there"
     ),
     'compile("leaky")': (
         "ModelError: leaky: is a bundle, not a model\nhint: a bundle is loaded with relu_ops.load"
@@ -369,11 +428,6 @@ CALLS = {
     'compile("leaky.onnx", target="avx2")': (
         "TargetError: target 'avx2' is not known\n"
         "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
-    ),
-    'build("leaky.onnx", "cuda", "made")': (
-        "BuildError: target cuda cannot be built for: CUDA is switched off in this version of"
-        " relu_ops\n"
-        "hint: build for x86-64-v2, x86-64-v3, x86-64-v4"
     ),
     'build("leaky.onnx", [], "made")': (
         "ArgumentError: targets must name at least one target\nhint: for example ['native']"
@@ -397,13 +451,15 @@ CALLS = {
         "hint: export or copy it again"
     ),
     'relu_ops.verify("leaky.onnx", seed=-1)': (
-        "ArgumentError: verify: seed must be at least 0 (not -1)"
+        "ArgumentError: verify: seed must be at least 0 (not -1)\nhint: leave it out for 0"
     ),
     'relu_ops.verify("leaky.onnx", seed="1")': (
-        "ArgumentTypeError: verify: seed must be an int (not str)"
+        "ArgumentTypeError: verify: seed must be an int (not str)\n"
+        "hint: leave it out for the usual check"
     ),
     'relu_ops.verify("leaky.onnx", case="1")': (
-        "ArgumentTypeError: verify: case must be an int (not str)"
+        "ArgumentTypeError: verify: case must be an int (not str)\n"
+        "hint: leave it out for the usual check"
     ),
     'relu_ops.verify("add.onnx", exhaustive=True)': (
         "ArgumentError: add_relu: every bit pattern can be checked for one input of any shape\n"
@@ -414,7 +470,9 @@ CALLS = {
         "hint: pass the directory of a bundle or an .onnx file"
     ),
     'inspect.source("leaky.onnx", "x86-64-v2", "asm")': (
-        "ArgumentError: source: kind must be one of tir, llvm, assembly for x86-64-v2 (not 'asm')"
+        "ArgumentError: source: kind must be one of tir, llvm, assembly for x86-64-v2 (not "
+        "'asm')\n"
+        "hint: tir is TVM's loops, assembly the machine code that ships"
     ),
     'inspect.rebuild_check("leaky.onnx")': (
         "ArgumentError: leaky.onnx: is no bundle, so there is nothing to compare with\n"
@@ -422,16 +480,22 @@ CALLS = {
     ),
     'graphs.relu("f4")': (
         "ArgumentTypeError: relu: dtype must be one of float16, bfloat16, float32, float64, "
-        "int8, int16, int32, int64 (not 'f4')"
+        "int8, int16, int32, int64 (not 'f4')\n"
+        "hint: pass one of these names"
     ),
     'graphs.leaky_relu(alpha="a")': (
-        "ArgumentTypeError: leaky_relu: alpha must be a real number (not 'a')"
+        "ArgumentTypeError: leaky_relu: alpha must be a real number (not 'a')\n"
+        "hint: a number for each channel is an operand: graphs.prelu, "
+        "graphs.scale_bias_leaky_relu"
     ),
 }
 
 
 COMMANDS = {
-    "build missing.onnx --output made": "missing.onnx: cannot be read: No such file or directory",
+    "build missing.onnx --output made": (
+        "missing.onnx: cannot be read: No such file or directory\n"
+        "hint: pass the path of an .onnx file; a relative one begins in the current directory"
+    ),
     "build leaky --output made": (
         "leaky: is a bundle, not a model\nhint: a bundle is loaded with relu_ops.load"
     ),
@@ -446,7 +510,9 @@ COMMANDS = {
     "build leaky.onnx --output x.npy": (
         "HERE/x.npy: exists and is not a bundle, so it is not replaced\nhint: choose another path"
     ),
-    "export x.npy": "export: folder must be a directory (x.npy is a file)",
+    "export x.npy": (
+        "export: folder must be a directory (x.npy is a file)\nhint: name another folder"
+    ),
     "export x.npy/y": "x.npy/y: Not a directory",
     "inspect missing": (
         "missing: there is no such file or directory\n"
@@ -460,7 +526,8 @@ COMMANDS = {
         "inspect: --source and --json do not go together\nhint: leave out one or the other"
     ),
     "inspect leaky --source cuda": (
-        "source: kind must be one of tir, llvm, assembly for x86-64-v2 (not 'cuda')"
+        "source: kind must be one of tir, llvm, assembly for x86-64-v2 (not 'cuda')\n"
+        "hint: tir is TVM's loops, assembly the machine code that ships"
     ),
     "inspect leaky.onnx --rebuild-check": (
         "leaky.onnx: is no bundle, so there is nothing to compare with\n"
@@ -478,7 +545,9 @@ COMMANDS = {
         "leaky_relu takes 1 input (x), not 0\n"
         "hint: pass one array for each, by position, and where to write as out"
     ),
-    "run leaky missing.npy": "missing.npy: cannot be read: No such file or directory",
+    "run leaky missing.npy": (
+        "missing.npy: cannot be read: No such file or directory\nhint: write one with numpy.save"
+    ),
     "run leaky text.npy": (
         "text.npy: is not a readable .npy file: EOF: reading magic string, expected 8 bytes "
         "got 2\n"
@@ -492,15 +561,22 @@ COMMANDS = {
         "leaky_relu has 1 output; --output names 2\n"
         "hint: give --output once for each output, in their order, or not at all"
     ),
-    "run leaky x.npy --output empty": "empty: cannot be written: Is a directory",
+    "run leaky x.npy --output empty": (
+        "empty: cannot be written: Is a directory\nhint: name another file with --output"
+    ),
     "run ab x.npy": "ab: holds 2 operators; name must be one of a, b",
     "run leaky x.npy --target x86-64-v3": (
         "leaky: has no variant for x86-64-v3; it has:\n"
         "  x86-64-v2: can run\n"
         "hint: name one that can run, or none for the best; or build it for that target too"
     ),
-    "verify missing": "missing: cannot be read: No such file or directory",
-    "verify leaky --seed -1": "verify: seed must be at least 0 (not -1)",
+    "verify missing": (
+        "missing: cannot be read: No such file or directory\n"
+        "hint: pass the path of an .onnx file; a relative one begins in the current directory"
+    ),
+    "verify leaky --seed -1": (
+        "verify: seed must be at least 0 (not -1)\nhint: leave it out for 0"
+    ),
     "verify add --exhaustive": (
         "add_relu: every bit pattern can be checked for one input of any shape\n"
         "hint: leave out exhaustive; special values and random draws are checked all the same"
@@ -510,17 +586,51 @@ COMMANDS = {
         "was named as well\n"
         "hint: leave out one or the other"
     ),
-    "bench --size 0": "bench: size must be at least 1 (not 0)",
-    "bench --threads x": "bench: threads must be 1 to 256 (not 'x')",
-    "bench --show missing": "missing: cannot be read: No such file or directory",
-    "bench --show x.npy": (
-        "x.npy: is not a record of a benchmark: JSON is malformed: invalid character (byte 0)"
+    "bench --size 0": (
+        "bench: size must be at least 1 (not 0)\nhint: for example 65536, 64k or 1M"
     ),
-    "bench --record empty": "empty: cannot be written: it is a directory",
-    "plot leaky --output p.pdf": "plot: the suffix of p.pdf must be .png or .svg (not '.pdf')",
-    "plot add --output p.png": "plot: add: add_relu must have one input (not 2: x, residual)",
-    "plot leaky --output p.png --range 1 0": "plot: low must be below high (not 1.0 and 0.0)",
-    "plot leaky --output p.png --range nan 0": "plot: low must be finite (not nan)",
+    "bench --threads x": (
+        "bench: threads must be 1 to 256 (not 'x')\n"
+        "hint: leave it out for as many as the process may use"
+    ),
+    "bench --show missing": (
+        "missing: cannot be read: No such file or directory\n"
+        "hint: relu-ops bench --record FILE writes one"
+    ),
+    "bench --show x.npy": (
+        "x.npy: is not a record of a benchmark: JSON is malformed: invalid character (byte "
+        "0)\n"
+        "hint: relu-ops bench --record FILE writes one"
+    ),
+    "bench --show x.json --size 64k": (
+        "bench: --show measures nothing, and --size was given as well\n"
+        "hint: leave out one or the other"
+    ),
+    "bench leaky.onnx --show x.json": (
+        "bench: --show measures nothing, and path was given as well\n"
+        "hint: leave out one or the other"
+    ),
+    "bench --compare a.json b.json --plot p": (
+        "bench: --compare measures nothing, and --plot was given as well\n"
+        "hint: leave out one or the other"
+    ),
+    "bench --record empty": (
+        "empty: cannot be written: it is a directory\nhint: name a file, for example r.json"
+    ),
+    "plot leaky --output p.pdf": (
+        "plot: the suffix of p.pdf must be .png or .svg (not '.pdf')\nhint: for example p.png"
+    ),
+    "plot add --output p.png": (
+        "plot: add: add_relu must have one input (not 2: x, residual)\n"
+        "hint: draw an operator of one number, such as relu_ops.graphs.leaky_relu()"
+    ),
+    "plot leaky --output p.png --range 1 0": (
+        "plot: low must be below high (not 1.0 and 0.0)\n"
+        "hint: for example -10 and 10, which are the default"
+    ),
+    "plot leaky --output p.png --range nan 0": (
+        "plot: low must be finite (not nan)\nhint: for example -10 and 10, which are the default"
+    ),
     "config": ("config: nothing was asked for\nhint: for example --cflags --libs"),
 }
 
@@ -528,8 +638,8 @@ COMMANDS = {
 USAGE = {
     "bild": (
         "relu-ops: error: argument VERB: invalid choice: 'bild' (choose from 'export', "
-        "'build', 'inspect', 'run', 'verify', 'bench', 'tune', 'plot', 'doctor', 'cache', "
-        "'wheel', 'export-kernel', 'config')"
+        "'build', 'partition', 'inspect', 'run', 'verify', 'bench', 'tune', 'plot', 'doctor', "
+        "'cache', 'wheel', 'export-kernel', 'config')"
     ),
     "build leaky.onnx": "relu-ops build: error: the following arguments are required: --output",
     "run leaky --what": "relu-ops: error: unrecognized arguments: --what",
@@ -587,6 +697,28 @@ def test_a_bad_usage(command: str, here: Path, capsys: pytest.CaptureFixture[str
     assert usage.startswith("usage: relu-ops ")
     unquoted = str.maketrans("", "", "'")  # since Python 3.12 argparse quotes no choices
     assert refusal.translate(unquoted) == USAGE[command].translate(unquoted)
+
+
+def test_of_a_long_path_the_middle_is_left_out() -> None:
+    """What is wrong stands behind it, and must not be cut."""
+    for letter in ("a", "\N{GREEK SMALL LETTER ALPHA}"):
+        path = "/".join([letter * 80] * 20)
+        with pytest.raises(ReluOpsError) as caught:
+            relu_ops.load(path)
+        shown, _, reason = caught.value.message.partition(": ")
+        assert reason == "no bundle can be read there: No such file or directory"
+        head, _, tail = shown.partition("...")
+        assert path.startswith(head) and path.endswith(tail) and len(head) > 100 < len(tail)
+        assert len(shown.encode()) <= 511
+
+
+def test_a_path_that_is_not_long_is_shown_whole() -> None:
+    for length in (100, 511):
+        path = "p/" * 200 + "q" * length
+        path = path[-length:]
+        with pytest.raises(ReluOpsError) as caught:
+            relu_ops.load(path)
+        assert caught.value.message.startswith(f"{path}: no bundle can be read there")
 
 
 def test_there_are_enough_of_each() -> None:

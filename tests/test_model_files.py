@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from google.protobuf import json_format, text_format
+from onnx import TensorProto
 from short_models import constant, function, model, node, referring, refusal, result, value
 
 from relu_ops import graphs
@@ -354,3 +355,33 @@ def test_external_data_of_a_functions_default(tmp_path: Path) -> None:
     )
     assert result(path, [0.0]) == [1, 2]
     assert read_model(path).functions[0].attribute_proto[0].t.raw_data
+
+
+# ---------------------------------------------------------------- constants that nothing mentions
+
+
+@pytest.mark.parametrize("ir_version", [3, 10])
+@pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.STRING, TensorProto.FLOAT])
+def test_a_constant_in_a_file_that_nothing_mentions_is_not_read(
+    tmp_path: Path, kind: int, ir_version: int
+) -> None:
+    made = model([node("Relu", "x", "y")], ir_version=ir_version)
+    unused = made.graph.initializer.add(name="u", data_type=kind, dims=[2], data_location=1)
+    unused.external_data.add(key="location", value="not there.bin")
+    if ir_version == 3:
+        made.graph.input.append(value("u", (2,), TensorProto.FLOAT))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(made.SerializeToString())
+    assert result(path, [-1.0, 2.0]) == [0, 2]
+    read = read_model(path)
+    assert not read.graph.initializer and [i.name for i in read.graph.input] == ["x"]
+
+
+def test_a_constant_in_a_file_that_something_mentions_is_read_or_refused(tmp_path: Path) -> None:
+    made = model([node("Relu", "x", "y"), node("Shape", "u", "s")])
+    unused = made.graph.initializer.add(name="u", data_type=TensorProto.INT4, dims=[2])
+    unused.data_location = 1
+    unused.external_data.add(key="location", value="not there.bin")
+    path = tmp_path / "m.onnx"
+    path.write_bytes(made.SerializeToString())
+    assert refusal(path).startswith("tensor 'u' has dtype int4\nhint: supported dtypes: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from test_model_files import external
 
 import relu_ops
 from relu_ops import graphs
+from relu_ops.bench import cases
 from relu_ops.compiler.frontend import import_model
 from relu_ops.errors import ArgumentTypeError
+from relu_ops.interop import onnx_backend
+from relu_ops.report import inspect
 
 X = np.float32([-2, 3])
 
@@ -93,6 +97,79 @@ def test_a_model_that_torch_exports() -> None:
     except Exception as error:
         pytest.skip(f"this torch and this onnxscript do not export together: {error}")
     assert result(made, X) == [-1, 3]
+
+
+# ---------------------------------------------------------------- every door
+
+
+def _of_onnx_ir() -> Any:
+    return pytest.importorskip("onnx_ir").from_proto(graphs.leaky_relu(alpha=0.5))
+
+
+def _of_onnxscript() -> Any:
+    return pytest.importorskip("onnxscript_models", exc_type=ImportError).typed
+
+
+def _of_spox() -> Any:
+    spox = pytest.importorskip("spox")
+    import spox.opset.ai.onnx.v18 as op
+
+    x = spox.argument(spox.Tensor(np.float32, ("N",)))
+    return spox.build({"x": x}, {"y": op.leaky_relu(x, alpha=0.5)})
+
+
+OBJECTS: dict[str, Callable[[], Any]] = {
+    "onnx": lambda: graphs.leaky_relu(alpha=0.5),
+    "bytes": lambda: graphs.leaky_relu(alpha=0.5).SerializeToString(),
+    "onnx_ir": _of_onnx_ir,
+    "onnxscript": _of_onnxscript,
+    "spox": _of_spox,
+}
+
+
+def _built(model: Any, folder: Path) -> Any:
+    relu_ops.build(model, "native", folder / "one.bundle")
+    return relu_ops.load(folder / "one.bundle")(X).tolist()
+
+
+def _built_by_name(model: Any, folder: Path) -> Any:
+    relu_ops.build({"other": graphs.relu(), "it": model}, "native", folder / "two.bundle")
+    return relu_ops.load(folder / "two.bundle", name="it")(X).tolist()
+
+
+def _timed(model: Any, _: Path) -> Any:
+    case = cases.case_of(model, "it")
+    assert (case.name, case.dtypes, case.alpha) == ("it", ("float32",), 0.5)
+    return relu_ops.compile(case.make("float32"))(X).tolist()
+
+
+DOORS: dict[str, Callable[[Any, Path], Any]] = {
+    "compile": lambda model, _: relu_ops.compile(model)(X).tolist(),
+    "build": _built,
+    "build of several": _built_by_name,
+    "verify": lambda model, _: relu_ops.verify(model, target="native").ok,
+    "describe": lambda model, _: inspect.describe(model)["in_scope"],
+    "source": lambda model, _: "LeakyRelu" in inspect.render(inspect.describe(model)),
+    "assembly": lambda model, _: "ret" in inspect.source(model, kind="assembly"),
+    "with_rank": lambda model, _: result(graphs.with_rank(model, 1), X),
+    "serialize": lambda model, _: result(graphs.serialize(model), X),
+    "bench": _timed,
+    "backend": lambda model, _: onnx_backend.prepare(model).run([X])[0].tolist(),
+    "run_model": lambda model, _: onnx_backend.run_model(model, [X])[0].tolist(),
+    "is_compatible": lambda model, _: onnx_backend.is_compatible(model),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_every_door_takes_every_kind_of_model(kind: str, door: str, tmp_path: Path) -> None:
+    assert DOORS[door](OBJECTS[kind](), tmp_path) in ([-1, 3], True)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_refuses_what_is_no_model(door: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"model must be a path, .* \(not int\)"):
+        DOORS[door](17, tmp_path)
 
 
 # ---------------------------------------------------------------- what is none

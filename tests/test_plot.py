@@ -283,7 +283,7 @@ def test_an_operator_that_is_no_curve_is_refused(
     path = tmp_path / "a.png"
     with pytest.raises(kind) as caught:
         plot.plot([("it", make())], path)
-    assert str(caught.value) == message
+    assert str(caught.value).startswith(message)
     assert not path.exists()
 
 
@@ -339,7 +339,7 @@ def test_wrong_arguments_are_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kind) as caught:
         plot.plot(**{"operators": [("ReLU", relu())], "path": "a.png", **arguments})
-    assert str(caught.value) == message
+    assert str(caught.value).startswith(message)
     assert not list(tmp_path.iterdir())
 
 

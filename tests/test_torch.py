@@ -290,7 +290,8 @@ def test_a_gradient_is_never_lost(relu: Operator, maxout: Operator, torch: Any) 
     x, plain = torch.tensor([-1.0, 2.0], requires_grad=True), torch.ones(2)
     message = (
         "{}: {} requires a gradient, which this operator does not pass on\n"
-        "hint: pass {}.detach(), or call it under torch.no_grad(), if none is wanted"
+        "hint: call relu_ops.interop.torch.wrap(operator), which passes it on; or pass "
+        "{}.detach(), or call it under torch.no_grad(), if none is wanted"
     )
     for given in (x, torch.nn.Parameter(torch.ones(2)), x * 1, x[:1], x.view(2, 1)):
         out = torch.full(given.shape, 42.0)
@@ -448,7 +449,8 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "of 17 dimensions": (
         lambda torch: torch.ones((1,) * 17),
         ArgumentError,
-        "relu: x has 17 dimensions; at most 16 are supported",
+        "relu: x has 17 dimensions; at most 16 are supported\n"
+        "hint: reshape it first: dimensions that lie together can be one",
     ),
 }
 

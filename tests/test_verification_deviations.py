@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import short_models
 from onnx import TensorProto, helper
 from test_verification_shapes import model_of, spoiled
 
@@ -18,7 +19,7 @@ from relu_ops import graphs
 from relu_ops.compiler import frontend
 from relu_ops.contract import ir
 from relu_ops.contract.semantics import DTYPES, OPERATORS
-from relu_ops.verification import deviations, verify
+from relu_ops.verification import deviations, referees, verify
 from relu_ops.verification.deviations import Deviation
 from relu_ops.verification.referees import ONNX_REFERENCE, ONNXRUNTIME
 
@@ -220,3 +221,70 @@ def test_a_graph_that_was_misunderstood_is_found(monkeypatch: pytest.MonkeyPatch
     wrong = {row.referee for row in report.rows if row.mismatches}
     assert wrong == {"onnxruntime", "onnx.reference"}
     assert "the contract gives other bits node by node than as a whole" in report.failures[0]
+
+
+# ---------------------------------------------------------------- functions
+
+
+def in_a_function(*nodes: onnx.NodeProto, opset: int = 17) -> onnx.ModelProto:
+    """A call of a function of a to b whose attribute slope is 0.125 by default."""
+    act = short_models.function("Act", "a", "b", nodes, opset=opset, slope=0.125)
+    return short_models.model([node("Act", ["x"], ["y"], domain="local")], functions=[act])
+
+
+def test_every_referee_keeps_the_defaults_of_functions() -> None:
+    leaky = short_models.referring(node("LeakyRelu", ["a"], ["b"]), alpha="slope")
+    report = verify(in_a_function(leaky), target="native")
+    assert report.ok and not report.absent, report
+    assert len(report.rows) == 4
+
+
+def test_a_function_of_another_opset_is_explained_too() -> None:
+    """onnxruntime clips infinities where a bound is absent: a known cause."""
+    clip = node("Clip", ["a", "", ""], ["b"])
+    report = verify(in_a_function(clip, opset=12), target="native")
+    assert report.ok and not report.absent, report
+    assert any(row.deviations for row in report.rows if row.referee == "onnxruntime")
+
+
+def test_a_model_that_cannot_be_written_without_functions_has_the_contract_alone() -> None:
+    made = in_a_function(node("Clip", ["a"], ["b"], min=0.0), opset=6)
+    report = verify(made, target="native")
+    reason = (
+        "node of output ['b'] of function local.Act, called by node of output ['y']: Clip of "
+        "opset 6 is written otherwise in opset 17, which other nodes have"
+    )
+    assert report.ok and [row.referee for row in report.rows] == ["NumPy reference"]
+    assert report.absent == dict.fromkeys(
+        ("onnxruntime", "onnx.reference", "function body"), reason
+    )
+
+
+BODIES = {
+    "Clip of an upper bound": node("Clip", ["x", "", "c"], ["y"]),
+    "Clip of a lower bound": node("Clip", ["x", "c"], ["y"]),
+    "Clip of none": node("Clip", ["x"], ["y"]),
+    "Clip of two absent ones": node("Clip", ["x", "", ""], ["y"]),
+    "a default attribute": node("LeakyRelu", ["x"], ["y"]),
+    "two default attributes": node("HardSigmoid", ["x"], ["y"]),
+    "a body in a body": node("HardSwish", ["x"], ["y"]),
+    "an operand's type": node("CastLike", ["x", "c"], ["y"]),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_operators_are_replaced_by_their_bodies(name: str) -> None:
+    made = model_of([BODIES[name]], {"x": None}, {"c": np.float32(2)}, opset=18)
+    expanded = referees._expanded(made)
+    kinds = {n.op_type for n in expanded.graph.node}
+    assert kinds and not kinds & {"Clip", "LeakyRelu", "HardSigmoid", "HardSwish", "CastLike"}
+    report = verify(made, target="native")
+    assert report.ok and not report.absent, report
+
+
+def test_a_body_of_a_later_opset_is_none_of_the_models() -> None:
+    """That of Relu needs opset 18."""
+    made = model_of([node("Relu", ["x"], ["y"])], {"x": None}, opset=17)
+    assert referees._expanded(made) is None
+    made.opset_import[0].version = 18
+    assert {n.op_type for n in referees._expanded(made).graph.node} >= {"Max"}

@@ -18,6 +18,7 @@ from relu_ops.errors import ArgumentError, choice
 from relu_ops.verification import special_values
 
 if TYPE_CHECKING:
+    from relu_ops.compiler.frontend import Model
     from relu_ops.contract import ir
 
 ALIGNMENT = 64
@@ -168,17 +169,22 @@ _OPERATORS: dict[tuple[str, ...], str] = {
 is checked against the model itself before it is timed."""
 
 
-def case_of(proto: Any, name: str) -> Case:
+def case_of(model: Model, name: str) -> Case:
     """Make a case of any model, with the idioms of a known graph where its operators are those.
 
     Args:
-        proto: The model.
+        model: The model, as for `relu_ops.compile`.
         name: What to call it.
 
     Raises:
         ArgumentError: It has no inputs or no outputs.
+        ModelError: It is not valid ONNX; as `UnsupportedError` if it is, but out of scope.
     """
-    operators = tuple(node.op_type for node in proto.graph.node)
+    from relu_ops.compiler import frontend
+
+    proto = frontend.read_model(model)
+    # Exporters (spox) end a graph with an Identity, for the name of its output.
+    operators = tuple(n.op_type for n in proto.graph.node if n.op_type != "Identity")
     known = CASES.get(_OPERATORS.get(operators, ""))
     alphas = [a.f for n in proto.graph.node for a in n.attribute if a.name == "alpha"]
     dtypes = (_dtype_of_first_input(proto),)

@@ -48,7 +48,9 @@ def groups(options: argparse.Namespace) -> tuple[list[Group], Settings, runner.M
         peers.find(name)
     sizes = options.size or (_QUICK_SIZES if options.quick else runner.DEFAULT_SIZES)
     if 0 in sizes:
-        raise ArgumentError("bench: size must be at least 1 (not 0)")
+        raise ArgumentError(
+            "bench: size must be at least 1 (not 0)", "for example 65536, 64k or 1M"
+        )
     planned = runner.plan(
         chosen,
         [level if name == "native" else name for name in options.target or [level]],
@@ -79,10 +81,10 @@ def _subjects(options: argparse.Namespace) -> _Subjects:
             f"{options.path} was named as well",
             "leave out one or the other",
         )
-    return _of_path(Path(options.path))
+    return _of_path(Path(options.path), bool(options.target))
 
 
-def _of_path(path: Path) -> _Subjects:
+def _of_path(path: Path, has_target: bool) -> _Subjects:
     """The case of a model file or those of a bundle, which has operators; a model gets one."""
     from relu_ops.bundle import store as bundles
     from relu_ops.compiler import frontend
@@ -92,15 +94,13 @@ def _of_path(path: Path) -> _Subjects:
         proto = frontend.read_model(path)
         return [cases.case_of(proto, proto.graph.name or path.stem)], runner.compiled, "native"
     bundle = bundles.read(path)
-    every = [
-        cases.case_of(frontend.read_model(bundle.model(name)), name)
-        for name in bundle.handle.operators
-    ]
+    every = [cases.case_of(bundle.model(name), name) for name in bundle.handle.operators]
 
     def make(case: Case, _dtype: str, target: str) -> Any:
-        return dispatch.operator_of(bundle, name=case.name, target=target)
+        cuda = 0 if targets.parse(target).kind == "cuda" else -1
+        return dispatch.operator_of(bundle, name=case.name, target=target, cuda=cuda)
 
-    return every, make, bundle.handle.choose()
+    return every, make, "native" if has_target else bundle.handle.choose()
 
 
 def check_outputs(record_path: str | None, picture_folder: str | None) -> None:
@@ -117,10 +117,12 @@ def check_outputs(record_path: str | None, picture_folder: str | None) -> None:
     if record_path is not None:
         path = Path(record_path)
         if path.is_dir():
-            raise ArgumentError(f"{path}: cannot be written: it is a directory")
+            raise ArgumentError(
+                f"{path}: cannot be written: it is a directory", "name a file, for example r.json"
+            )
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             why = "read-only" if path.exists() else f"{path.parent} is missing or read-only"
-            raise ArgumentError(f"{path}: cannot be written: {why}")
+            raise ArgumentError(f"{path}: cannot be written: {why}", "name another file")
     if picture_folder is not None:
         plots.make_folder(picture_folder)
 
@@ -134,7 +136,8 @@ def run(options: argparse.Namespace, progress: Progress) -> Record:
 
 def say_what_is_missing(planned: Iterable[Group]) -> None:
     """Say on stderr, before minutes of measuring, that there will be no limit, and why."""
-    for loops in dict.fromkeys(limit.of(group.target) for group in planned):
+    levels = [g.target for g in planned if targets.parse(g.target).kind == "cpu"]
+    for loops in dict.fromkeys(map(limit.of, levels)):  # a device's limit is its own copy
         if isinstance(loops, Skipped) and sys.stderr is not None:
             hint = f"\nhint: {loops.hint}" if loops.hint else ""
             print(f"bench: the machine's limit is left out: {loops.reason}{hint}", file=sys.stderr)

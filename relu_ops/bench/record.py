@@ -286,7 +286,7 @@ def read(path: str | os.PathLike[str]) -> Record:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise ArgumentError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ArgumentError(f"{path}: cannot be read: {error.strerror}", _MADE_BY) from error
     try:
         version = msgspec.json.decode(content, type=_Header).format
         if version not in (1, FORMAT):
@@ -296,7 +296,10 @@ def read(path: str | os.PathLike[str]) -> Record:
         found = msgspec.json.decode(_upgraded(content), type=Record)
         return msgspec.structs.replace(found, format=FORMAT)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{path}: is not a record of a benchmark: {error}") from error
+        raise ArgumentError(f"{path}: is not a record of a benchmark: {error}", _MADE_BY) from error
+
+
+_MADE_BY = "relu-ops bench --record FILE writes one"
 
 
 class _Header(msgspec.Struct):

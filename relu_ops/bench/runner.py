@@ -39,6 +39,7 @@ from relu_ops.bench.record import (
     Timing,
 )
 from relu_ops.errors import ArgumentError, ReluOpsError, TargetError
+from relu_ops.runtime import driver
 from relu_ops.runtime import threads as thread_settings
 from relu_ops.verification import Progress
 
@@ -148,12 +149,20 @@ def _participants(level: str, levels: Sequence[str], names: Sequence[str]) -> tu
 def _runnable(level: str) -> str:
     target = targets.resolve(level)
     if target.kind == "cuda":
+        _check_device(target)
+    else:
+        targets.check_runs(target)
+    return target.name
+
+
+def _check_device(target: targets.Target) -> None:
+    """Refuse a CUDA target before anything is compiled where there is no device."""
+    found = driver.probe()
+    if not found.gpus:
         raise TargetError(
-            f"bench: target {target} cannot be measured: {targets.CUDA_IS_OFF}",
+            f"bench: target {target} cannot be measured: {found.problem or 'there is no device'}",
             f"measure for {', '.join(targets.runnable())}",
         )
-    targets.check_runs(target)
-    return target.name
 
 
 def estimated_seconds(group: Group, settings: Settings) -> float:

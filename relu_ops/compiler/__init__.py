@@ -20,7 +20,7 @@ from relu_ops.bundle import store as bundles
 from relu_ops.compiler.toolchain import producer
 from relu_ops.contract import ir
 from relu_ops.contract.semantics import SEMANTICS_VERSION
-from relu_ops.errors import ArgumentError, ArgumentTypeError, BuildError, ReluOpsError, require
+from relu_ops.errors import ArgumentError, ArgumentTypeError, ReluOpsError, require
 from relu_ops.targets import Target
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ def build(
     """Compile one or several models and write a bundle.
 
     Args:
-        model: An `onnx.ModelProto`, its bytes, or the path of a file: the operator has the name of
-            its graph. Or a mapping of those, whose keys are the operators' names.
+        model: An `onnx.ModelProto`, its bytes, the path of a file, an `onnx_ir.Model`, an
+            onnxscript function or a `torch.onnx.ONNXProgram`: the operator has the name of its
+            graph. Or a mapping of those, whose keys are the operators' names.
         targets: Names of targets, for example ["x86-64-v2", "x86-64-v3", "x86-64-v4"].
         path: The directory to write. A bundle that is there is replaced.
 
@@ -158,28 +159,25 @@ def _resolved(names: Sequence[str] | str) -> list[Target]:
     chosen = list(dict.fromkeys(known_targets.resolve(name) for name in names))
     if not chosen:
         raise ArgumentError("targets must name at least one target", "for example ['native']")
-    for target in chosen:
-        if target.kind == "cuda":
-            raise BuildError(
-                f"target {target} cannot be built for: {known_targets.CUDA_IS_OFF}",
-                f"build for {', '.join(known_targets.CPU_TARGETS)}",
-            )
     return chosen
 
 
 def _manifest(names: Sequence[str], files: Sequence[str], chosen: Sequence[Target]) -> Manifest:
     from relu_ops.bundle import manifest as manifests
+    from relu_ops.compiler import image
 
     images = (
         manifests.ImageEntry(
-            manifests.image_file(target.name), target.name, manifests.Requirements(target.flags)
+            manifests.image_file(target.name),
+            target.name,
+            manifests.Requirements(image.requirements(target)),
         )
         for target in chosen
     )
     return manifests.Manifest(
         format=manifests.FORMAT_VERSION,
         semantics=SEMANTICS_VERSION,
-        producer={**producer(), "llvm": _llvm_version()},
+        producer={**producer({t.kind for t in chosen}), "llvm": _llvm_version()},
         operators=tuple(map(manifests.OperatorEntry, names, files)),
         images=tuple(images),
     )

@@ -2,7 +2,8 @@
 
 native/image.h says what lies where, and native/image.c reads it. Distances between code and the
 constants that it reads are settled here, so that nobody has to link or relocate an image: it is
-mapped wherever there is room. Equal tables, texts, constants and code are stored once, whichever
+mapped wherever there is room. For CUDA the code is a fat binary an operator, which the driver takes
+as it is. Equal tables, texts, constants and code are stored once, whichever
 operator they come from. The same operators give the same bytes, on every system.
 """
 
@@ -16,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from relu_ops.compiler import codegen, layout, objects
+from relu_ops.compiler.cuda import codegen as codegen_cuda
 from relu_ops.compiler.layout import LINE
 from relu_ops.compiler.objects import Code
 from relu_ops.compiler.patterns import Leaf, leaves_of
 from relu_ops.compiler.x86 import schedule as schedule_x86
-from relu_ops.compiler.x86.schedule import Kernel
 from relu_ops.contract import ir
 from relu_ops.contract.semantics import DTYPES, SEMANTICS_VERSION, dlpack_type
 from relu_ops.errors import ArgumentError, BuildError, UnsupportedError
 from relu_ops.native import _python as native
-from relu_ops.targets import CUDA_IS_OFF, Target
+from relu_ops.targets import Target
 
 _ANY = -1
 """A rank, or an extent, that a model leaves open; below it are symbols."""
@@ -34,6 +35,8 @@ _NOTHING = (0, 0)
 _LONG = 60
 _BETWEEN_CODE = b"\xcc"
 """An instruction that traps: nothing goes there."""
+
+_MACHINES = {"cpu": layout.X86_64, "cuda": layout.CUDA}
 
 _LARGEST_IMAGE = (1 << 32) - 1
 _REACH = 1 << 31
@@ -45,12 +48,12 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Compiled:
-    """An operator, its kernels and their code."""
+    """An operator, its kernels (of schedule_x86 or schedule_cuda) and their code or fat binary."""
 
     name: str
     graph: ir.Graph
-    kernels: Sequence[Kernel]
-    code: Code
+    kernels: Sequence[Any]
+    code: Code | bytes
 
 
 def build(operators: Sequence[tuple[str, ir.Graph]], target: Target) -> bytes:
@@ -59,7 +62,7 @@ def build(operators: Sequence[tuple[str, ir.Graph]], target: Target) -> bytes:
     Args:
         operators: The name and the graph of each, in the order in which they are listed. Names,
             also those in a graph, must be printable.
-        target: A CPU target.
+        target: A target.
 
     Returns:
         The bytes of the image.
@@ -67,13 +70,28 @@ def build(operators: Sequence[tuple[str, ir.Graph]], target: Target) -> bytes:
     Raises:
         ArgumentError: Two operators have one name.
         UnsupportedError: A graph has more of something than an image may hold: `native.LIMITS`.
-        BuildError: The target is one of CUDA, or TVM made something that an image cannot hold.
+        MissingDependencyError: The target is one of CUDA, and NVRTC is not installed.
+        BuildError: TVM made something that an image cannot hold, or NVRTC does not know the target.
     """
-    if target.kind == "cuda":
-        raise BuildError(f"{target}: {CUDA_IS_OFF}", "build for targets of x86-64")
     _check(operators, target)
-    compiled = [_compiled(name, graph, target) for name, graph in operators]
+    compiler = {"cpu": _compiled, "cuda": _compiled_for_cuda}[target.kind]
+    compiled = [compiler(name, graph, target) for name, graph in operators]
     return _written(compiled, target)
+
+
+def requirements(target: Target) -> tuple[str, ...]:
+    """What an image of a target says of the machines that it runs on.
+
+    For a CPU the features that its processor must have, all of them; for CUDA see
+    `codegen_cuda.requirements`.
+    """
+    return codegen_cuda.requirements(target) if target.kind == "cuda" else target.flags
+
+
+def _compiled_for_cuda(name: str, graph: ir.Graph, target: Target) -> _Compiled:
+    with codegen.LOCK:
+        kernels = codegen_cuda.scheduled(graph)
+    return _Compiled(name, graph, kernels, codegen_cuda.fat_binary(graph, kernels, target))
 
 
 def _compiled(name: str, graph: ir.Graph, target: Target) -> _Compiled:
@@ -149,16 +167,14 @@ def _written(compiled: Sequence[_Compiled], target: Target) -> bytes:
     by distance, which has to fit into 32 bits.
     """
     image = _Image()
-    codes = dict.fromkeys(operator.code for operator in compiled)
-    constants = {code: _put_constants(image, code) for code in codes}
-    code_at = image.reserve(0, LINE)
-    entries = {code: _put_code(image, code, places) for code, places in constants.items()}
+    put_all = _put_binaries if target.kind == "cuda" else _put_codes
+    code_at, entries = put_all(image, [operator.code for operator in compiled])
     code_size = len(image.content) - code_at
     rows = [_Tables(image, one).row(entries[one.code]) for one in compiled]
     header = (
         *(layout.MAGIC, layout.FORMAT, SEMANTICS_VERSION),
-        *(0, layout.X86_64, 0, image.text(target.name)),
-        image.rows(layout.TEXT, [image.text(flag) for flag in target.flags]),
+        *(0, _MACHINES[target.kind], 0, image.text(target.name)),
+        image.rows(layout.TEXT, [image.text(each) for each in requirements(target)]),
         *(image.rows(layout.OPERATOR, rows), code_at, code_size),
     )
     return image.finished(header)
@@ -225,6 +241,19 @@ class _Image:
 # -- code --------------------------------------------------------------------------------------
 
 
+def _put_binaries(image: _Image, binaries: Iterable[Any]) -> tuple[int, dict[Any, list[int]]]:
+    """Put fat binaries; where they begin, and of each its place and size."""
+    code_at = image.reserve(0, LINE)
+    return code_at, {each: [image.put(each, LINE), len(each)] for each in dict.fromkeys(binaries)}
+
+
+def _put_codes(image: _Image, codes: Iterable[Any]) -> tuple[int, dict[Any, list[int]]]:
+    """Put code for a CPU, after what it reads; where it begins, and the entries of each."""
+    constants = {code: _put_constants(image, code) for code in dict.fromkeys(codes)}
+    code_at = image.reserve(0, LINE)
+    return code_at, {code: _put_code(image, code, places) for code, places in constants.items()}
+
+
 def _put_constants(image: _Image, code: Code) -> list[int]:
     return [image.put(one.content, one.alignment) for one in code.constants]
 
@@ -266,7 +295,10 @@ class _Tables:
         self.symbols: dict[str, int] = {}
 
     def row(self, entries: Sequence[int]) -> tuple[Any, ...]:
-        """The operator, whose kernels' functions begin at `entries`."""
+        """The operator, whose kernels' functions begin at `entries`.
+
+        For CUDA these are the place and the size of its fat binary.
+        """
         graph, image = self.graph, self.image
         values = [graph.values[output.value] for output in graph.outputs]
         leaves = leaves_of(graph)
@@ -288,9 +320,9 @@ class _Tables:
             image.rows(layout.REQUIREMENT, requirements),
             image.rows(layout.LEAF, [self.leaf(leaf) for leaf in leaves]),
             image.rows(layout.ITEMSIZE, [DTYPES[dtype].itemsize for dtype in dtypes]),
-            image.rows(layout.KERNEL, self.kernels(entries)),
+            self.kernels(entries),
             self.names_of_dimensions(),
-            self.operator.kernels[0].vector_bytes,
+            getattr(self.operator.kernels[0], "vector_bytes", 1),  # a device streams nothing
             0,
         )
 
@@ -331,17 +363,37 @@ class _Tables:
         at = self.image.put(content, LINE)
         return _seen(leaf.view), _ANY, at, self.dims(next(iter(value.terms)).shape)
 
-    def kernels(self, entries: Sequence[int]) -> list[tuple[Any, ...]]:
+    def kernels(self, entries: Sequence[int]) -> Place:
+        """The kernels, in the table that the machine has for them."""
+        if isinstance(self.operator.code, bytes):
+            return self.image.rows(layout.CUDA_KERNEL, self.cuda_kernels(*entries))
+        return self.image.rows(layout.KERNEL, self.cpu_kernels(entries))
+
+    def cuda_kernels(self, binary_at: int, binary_size: int) -> list[tuple[Any, ...]]:
+        """Each kernel of a fat binary: its name in it, and how it is launched."""
+        return [
+            (
+                *(self.image.text(kernel.name), binary_at, binary_size),
+                *(kernel.lanes, kernel.unroll, self.patterns(kernel)),
+            )
+            for kernel in self.operator.kernels
+        ]
+
+    def cpu_kernels(self, entries: Sequence[int]) -> list[tuple[Any, ...]]:
         """Each kernel; its streaming twin's function follows its own."""
         following = iter(entries)
         return [
             (
                 next(following),
                 0 if kernel.stream is None else next(following),
-                self.image.rows(layout.PATTERN, kernel.patterns),
+                self.patterns(kernel),
             )
             for kernel in self.operator.kernels
         ]
+
+    def patterns(self, kernel: Any) -> Place:
+        """How a kernel takes each operand to lie."""
+        return self.image.rows(layout.PATTERN, kernel.patterns)
 
 
 def _seen(view: ir.View) -> tuple[int, int, int]:

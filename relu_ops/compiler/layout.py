@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-MAGIC, FORMAT, X86_64 = b"relu_ops", 2, 1
+MAGIC, FORMAT = b"relu_ops", 2
+X86_64, CUDA = 1, 3
 
 LINE = 64
 """What code, its entry points and arrays begin at multiples of: a line of the caches."""
@@ -39,6 +40,10 @@ TERMS = _layout(("terms", TABLE))
 REQUIREMENT = _layout(("what", TEXT), ("terms", TABLE), ("into", TABLE))
 LEAF = _layout(("seen", SEEN), ("input", "<i4"), ("constant_at", "<u4"), ("dims", TABLE))
 KERNEL = _layout(("call", "<u4"), ("stream", "<u4"), ("patterns", TABLE))
+CUDA_KERNEL = _layout(
+    *(("name", TEXT), ("binary_at", "<u4"), ("binary_size", "<u4")),
+    *(("lanes", "<u4"), ("unroll", "<u4"), ("patterns", TABLE)),
+)
 DIM, ITEMSIZE, PATTERN = np.dtype("<i8"), np.dtype("u1"), np.dtype("i1")
 
 STRUCTURES = {
@@ -53,5 +58,6 @@ STRUCTURES = {
     "ImageRequirement": REQUIREMENT,
     "ImageLeaf": LEAF,
     "ImageKernel": KERNEL,
+    "ImageCudaKernel": CUDA_KERNEL,
 }
 """Every structure that there is, by its name in C."""

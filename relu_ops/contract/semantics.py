@@ -10,7 +10,8 @@ flush-to-zero, no fast math. Where ONNX is silent, the row's rule decides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import ml_dtypes
@@ -37,6 +38,11 @@ class Dtype:
     def itemsize(self) -> int:
         """Bytes per element."""
         return self.bits // 8
+
+    @property
+    def onnx_name(self) -> str:
+        """What ONNX calls it, as in `tensor(float)`."""
+        return {"float32": "float", "float64": "double"}.get(self.name, self.name)
 
     @property
     def is_float(self) -> bool:
@@ -105,6 +111,13 @@ class Row:
         note: The reason, and where others differ.
         primitive: True where the reference and the lowering have a rule of that name; False
             where the frontend rewrites the operator into primitive ones.
+        operands: The names of the operands, as the rule has them.
+        derivatives: For each operand that has one, what it adds to that operand's gradient, of the
+            gradient dy of the result: a formula in Python's notation, of operands, attributes, and
+            operators of this table called by name. `relu_ops.gradients` makes graphs of these
+            texts, so that what stands here is what is computed. An operand that may be absent
+            bounds nothing: comparing with it is False.
+        choice: Where several derivatives are right, the reason for this one; what others have.
     """
 
     rule: str
@@ -112,83 +125,209 @@ class Row:
     negative_zero: str = "as IEEE 754"
     note: str = ""
     primitive: bool = True
+    operands: tuple[str, ...] = ("x",)
+    derivatives: Mapping[str, str] = field(default_factory=dict)
+    choice: str = ""
 
+
+_PAIR = ("a", "b")
+_QUANTIZED = ("x", "scale", "zero_point")
+_TIES = (
+    "at a tie half each, as torch and JAX; at NaN none, as JAX (torch: dy to both); more than two "
+    "operands are a fold of pairs"
+)
 
 OPERATORS: dict[str, Row] = {
     "Relu": Row(
         "0 if x < 0 else x",
         negative_zero="-0.0",
         note="as onnxruntime; a plain max(x, 0) may lose NaN or the sign of zero",
+        derivatives={"x": "dy if x > 0 else 0"},
+        choice="0 at 0, as torch and JAX; 0 at NaN, as JAX (torch passes dy on)",
     ),
     "LeakyRelu": Row(
         "alpha * x if x < 0 else x",
         negative_zero="-0.0",
         note="alpha is a float32 attribute: it is rounded to T first, then the product is rounded "
         "to T; alpha = 0 at -inf gives NaN, so Relu is never compiled as LeakyRelu(0)",
+        derivatives={"x": "dy if x > 0 else alpha * dy"},
+        choice="alpha at 0, as torch (JAX: 1); alpha at NaN, as both",
     ),
     "PRelu": Row(
         "slope * x if x < 0 else x",
         negative_zero="-0.0",
         note="slope broadcasts to x, never the other way; at opset 6 a slope of length C lies "
         "along axis 1",
+        operands=("x", "slope"),
+        derivatives={"x": "dy if x > 0 else slope * dy", "slope": "0 if x > 0 else x * dy"},
+        choice="the slope at 0 and at NaN, as torch; JAX has no such operator",
     ),
     "ThresholdedRelu": Row(
-        "x if x > alpha else 0", nan="0", negative_zero="0", note="alpha is rounded to T first"
+        "x if x > alpha else 0",
+        nan="0",
+        negative_zero="0",
+        note="alpha is rounded to T first",
+        derivatives={"x": "dy if x > alpha else 0"},
+        choice="0 at alpha, as torch; 0 at NaN, of which the rule makes 0 (torch passes dy on)",
     ),
     "Clip": Row(
         "t = low if x < low else x; high if high < t else t",
         negative_zero="by comparison: x is kept when equal",
         note="the ONNX function body; a NaN bound bounds nothing; high wins where low > high; "
         "before opset 11 a missing bound is the largest finite float32, or its negative",
+        operands=("x", "low", "high"),
+        derivatives={
+            "x": "0 if x <= low or high <= x or x != x else dy",
+            "low": "0 if high < low else dy if x < low else 0",
+            "high": "dy if high < (low if x < low else x) else 0",
+        },
+        choice="0 at the bounds, as relu6 of torch and JAX and lax.clamp (torch.clamp: dy; "
+        "jnp.clip: half), and as Relu at 0; 0 at a NaN x, as torch and JAX",
     ),
-    "Abs": Row("x without its sign", negative_zero="0.0", note="integers wrap: |MIN| = MIN"),
-    "Neg": Row("x with the sign flipped", negative_zero="0.0", note="integers wrap: -MIN = MIN"),
-    "Sign": Row("1 if x > 0 else -1 if x < 0 else 0 if x == 0 else x", negative_zero="0.0"),
+    "Abs": Row(
+        "x without its sign",
+        negative_zero="0.0",
+        note="integers wrap: |MIN| = MIN",
+        derivatives={"x": "dy if x > 0 else -dy if x < 0 else 0"},
+        choice="0 at 0 and at NaN, as torch (JAX: dy at 0, -dy at NaN)",
+    ),
+    "Neg": Row(
+        "x with the sign flipped",
+        negative_zero="0.0",
+        note="integers wrap: -MIN = MIN",
+        derivatives={"x": "-dy"},
+    ),
+    "Sign": Row(
+        "1 if x > 0 else -1 if x < 0 else 0 if x == 0 else x",
+        negative_zero="0.0",
+        choice="none: it is 0 wherever there is one",
+    ),
     "Max": Row(
         "a if a >= b or a is NaN else b",
         nan="NaN if any input is NaN",
         negative_zero="the first input is kept when equal",
         note="folded from the left over all inputs",
+        operands=_PAIR,
+        derivatives={
+            "a": "dy if a > b else dy / 2 if a == b else 0",
+            "b": "dy if b > a else dy / 2 if a == b else 0",
+        },
+        choice=_TIES,
     ),
     "Min": Row(
         "a if a <= b or a is NaN else b",
         nan="NaN if any input is NaN",
         negative_zero="the first input is kept when equal",
         note="folded from the left over all inputs",
+        operands=_PAIR,
+        derivatives={
+            "a": "dy if a < b else dy / 2 if a == b else 0",
+            "b": "dy if b < a else dy / 2 if a == b else 0",
+        },
+        choice=_TIES,
     ),
-    "Add": Row("a + b", note="integers wrap"),
-    "Sub": Row("a - b", note="integers wrap"),
-    "Mul": Row("a * b", note="integers wrap; a product is never fused with a following sum"),
+    "Add": Row(
+        "a + b",
+        note="integers wrap",
+        operands=_PAIR,
+        derivatives={"a": "dy", "b": "dy"},
+    ),
+    "Sub": Row(
+        "a - b",
+        note="integers wrap",
+        operands=_PAIR,
+        derivatives={"a": "dy", "b": "-dy"},
+    ),
+    "Mul": Row(
+        "a * b",
+        note="integers wrap; a product is never fused with a following sum",
+        operands=_PAIR,
+        derivatives={"a": "dy * b", "b": "dy * a"},
+    ),
     "Div": Row(
         "a / b",
         note="integers truncate; by zero gives 0 and MIN / -1 gives MIN, never a trap",
+        operands=_PAIR,
+        derivatives={"a": "dy / b", "b": "-dy * (a / b / b)"},
+        choice="rounded in the order of torch (JAX squares the divisor)",
     ),
     "HardSigmoid": Row(
         "Max(Min(x * alpha + beta, 1), 0)",
         note="the ONNX function body: product, sum, Min, Max, each rounded to T",
         primitive=False,
+        choice="as a product, a sum and a Clip to 0 and 1: 0 at the bounds, as torch and JAX",
     ),
     "HardSwish": Row(
         "x * HardSigmoid(x, alpha=1/6, beta=0.5)",
         note="the ONNX function body; at -inf it gives NaN (-inf * 0)",
         primitive=False,
+        operands=("x",),
+        choice="by its rule, as a product of two",
     ),
-    "Where": Row("a if condition else b", nan="the chosen input as it is", negative_zero="kept"),
-    "Less": Row("a < b", nan="False", negative_zero="equal to 0.0"),
-    "LessOrEqual": Row("a <= b", nan="False", negative_zero="equal to 0.0"),
-    "Greater": Row("a > b", nan="False", negative_zero="equal to 0.0"),
-    "GreaterOrEqual": Row("a >= b", nan="False", negative_zero="equal to 0.0"),
-    "Equal": Row("a == b", nan="False", negative_zero="equal to 0.0"),
+    "Where": Row(
+        "a if condition else b",
+        nan="the chosen input as it is",
+        negative_zero="kept",
+        operands=("condition", "a", "b"),
+        derivatives={"a": "dy if condition else 0", "b": "0 if condition else dy"},
+    ),
+    "Less": Row(
+        "a < b",
+        nan="False",
+        negative_zero="equal to 0.0",
+        operands=_PAIR,
+    ),
+    "LessOrEqual": Row(
+        "a <= b",
+        nan="False",
+        negative_zero="equal to 0.0",
+        operands=_PAIR,
+    ),
+    "Greater": Row(
+        "a > b",
+        nan="False",
+        negative_zero="equal to 0.0",
+        operands=_PAIR,
+    ),
+    "GreaterOrEqual": Row(
+        "a >= b",
+        nan="False",
+        negative_zero="equal to 0.0",
+        operands=_PAIR,
+    ),
+    "Equal": Row(
+        "a == b",
+        nan="False",
+        negative_zero="equal to 0.0",
+        operands=_PAIR,
+    ),
     "Not": Row("not a", nan="-", negative_zero="-"),
-    "And": Row("a and b", nan="-", negative_zero="-"),
-    "Or": Row("a or b", nan="-", negative_zero="-"),
-    "Xor": Row("a != b", nan="-", negative_zero="-"),
+    "And": Row(
+        "a and b",
+        nan="-",
+        negative_zero="-",
+        operands=_PAIR,
+    ),
+    "Or": Row(
+        "a or b",
+        nan="-",
+        negative_zero="-",
+        operands=_PAIR,
+    ),
+    "Xor": Row(
+        "a != b",
+        nan="-",
+        negative_zero="-",
+        operands=_PAIR,
+    ),
     "Cast": Row(
         "the exact value, rounded once",
         nan="NaN; 0 as an integer; True as a bool",
         negative_zero="kept; 0 as an integer; False as a bool",
         note="float to integer truncates and saturates (ONNX leaves it undefined, x86 and CUDA "
         "differ); integer to integer wraps; a bool is True where x != 0",
+        derivatives={"x": "CastLike(dy, x)"},
+        choice="between floats; to and from integers and booleans none",
     ),
     "CastLike": Row("Cast(x, to=type of the second input)", primitive=False),
     "Identity": Row("x", nan="kept", negative_zero="kept", primitive=False),
@@ -205,12 +344,20 @@ OPERATORS: dict[str, Row] = {
         nan="the zero point",
         negative_zero="the zero point",
         note="the quotient is rounded to the type of scale (or `precision`); the sum is exact",
+        operands=_QUANTIZED,
+        derivatives={"x": "dy if lowest <= x / scale and x / scale <= highest else 0"},
+        choice="none, unless a straight-through estimate is asked for: then it and the "
+        "DequantizeLinear that reads it pass dy on, from the lowest to the highest quotient that "
+        "is not saturated, as torch's fake_quantize does",
     ),
     "DequantizeLinear": Row(
         "T(x - zero_point) * T(scale)",
         nan="-",
         negative_zero="-",
         note="T is the output's type; the difference is exact, then rounded to T, then the product",
+        operands=_QUANTIZED,
+        derivatives={"scale": "dy * level"},
+        choice="level is T(x - zero_point); none for x, an integer",
     ),
 }
 

@@ -23,6 +23,7 @@ from onnx.backend.base import Backend, BackendRep
 
 from relu_ops import jit, targets
 from relu_ops.compiler import frontend
+from relu_ops.compiler.frontend import Model
 from relu_ops.errors import ArgumentError, ArgumentTypeError, ModelError, TargetError, counted
 from relu_ops.runtime.operator import Operator
 
@@ -94,7 +95,7 @@ class ReluOpsBackend(Backend):
         return True
 
     @classmethod
-    def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
+    def is_compatible(cls, model: Model, device: str = "CPU", **kwargs: Any) -> bool:
         """True where `prepare` would accept the model and the device. Compiles nothing."""
         try:
             frontend.import_model(model)
@@ -104,12 +105,12 @@ class ReluOpsBackend(Backend):
 
     @classmethod
     def prepare(
-        cls, model: onnx.ModelProto, device: str = "CPU", *, target: str = "native", **kwargs: Any
+        cls, model: Model, device: str = "CPU", *, target: str = "native", **kwargs: Any
     ) -> ReluOpsBackendRep:
         """Compile a model.
 
         Args:
-            model: The model.
+            model: The model, as for `relu_ops.compile`.
             device: "CPU".
             target: A CPU target by name; "native" is the best that this machine runs.
             **kwargs: Options of other backends; they change nothing here.
@@ -121,12 +122,14 @@ class ReluOpsBackend(Backend):
             TargetError: The target is not known or cannot run here.
         """
         if not cls.supports_device(device):
-            raise ArgumentError(f"device must be 'CPU' (not {device!r})")
+            raise ArgumentError(
+                f"device must be 'CPU' (not {device!r})", "leave it out: operators run on the CPU"
+            )
         return ReluOpsBackendRep(jit.compile(model, target))
 
     @classmethod
     def run_model(
-        cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any
+        cls, model: Model, inputs: Any, device: str = "CPU", **kwargs: Any
     ) -> tuple[np.ndarray, ...]:
         """Compile a model and run it once; see `prepare` and `ReluOpsBackendRep.run`."""
         return cls.prepare(model, device, **kwargs).run(inputs)

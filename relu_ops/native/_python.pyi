@@ -31,6 +31,11 @@ def read_bundle(path: str | bytes, digest: str | None = None) -> Bundle: ...
 def open_files(shown: str, files: Mapping[str, bytes], digest: str | None = None) -> Bundle: ...
 def open_image(shown: str, image: bytes, digest: str | None = None) -> Bundle: ...
 def processor_features() -> frozenset[str]: ...
+def capsule_row(capsule: Any, /) -> tuple[Any, ...]:
+    """What a capsule of DLPack holds, which stays whose it is.
+
+    (address, code, bits, lanes, type of device, its number, shape, strides or None, read-only)
+    """
 
 class Operator:
     """See relu_ops.runtime.operator, which documents it for people."""
@@ -39,16 +44,39 @@ class Operator:
     __name__: str
     target: str
     wanted_target: str | None
+    device: str
     bundle: Any
     def __new__(
-        cls, handle: Bundle, name: str | None = None, target: str | None = None, bundle: Any = None
+        cls,
+        handle: Bundle,
+        name: str | None = None,
+        target: str | None = None,
+        bundle: Any = None,
+        cuda: int = -1,
     ) -> Self: ...
     @property
     def inputs(self) -> tuple[Any, ...]: ...
     @property
     def outputs(self) -> tuple[Any, ...]: ...
-    def __call__(self, *inputs: Any, out: Any = None, threads: int | None = None) -> Any: ...
-    def bind(self, *inputs: Any, out: Any = None, threads: int | None = None) -> BoundCall: ...
+    def __call__(
+        self, *inputs: Any, out: Any = None, threads: int | None = None, stream: Any = None
+    ) -> Any: ...
+    def bind(
+        self, *inputs: Any, out: Any = None, threads: int | None = None, stream: Any = None
+    ) -> BoundCall: ...
+    def compute_on(self, rows: tuple[Any, ...], stream: int) -> None:
+        """Compute on rows of capsule_row, inputs then outputs; raises what the core says."""
+    def bound_on(
+        self,
+        rows: tuple[Any, ...],
+        stream: int | None,
+        stream_of: Callable[[], int],
+        of_torch: bool,
+        inputs: tuple[Any, ...],
+        out: Any,
+        held: Any,
+    ) -> BoundCall:
+        """A bound call on rows of capsule_row; stream_of: the stream of each run, for no stream."""
     def output_shapes(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """The shapes of the outputs for inputs of some shapes; raises ArgumentError."""
     def compute(self, arrays: tuple[np.ndarray, ...], threads: int = 0) -> None:
@@ -77,6 +105,13 @@ class Standard:
     def __call__(self, x: Any, *arguments: Any, **keywords: Any) -> Any: ...
     def remember(self, number: int, operator: Operator, takes_slope: bool, /) -> None: ...
 
+def xla_register(number: int, operator: Operator, /) -> None:
+    """Let XLA's handler find an operator by a number. It lives from then on."""
+
+def xla_handler(major: int, minor: int, /) -> Any:
+    """XLA's handler as a capsule, of a version of XLA's interface."""
+
+def packed(bundle: Bundle, name: str, target: str, raised: int, /) -> tuple[int, int, int]: ...
 def default_settings() -> tuple[int, int, int, int]: ...
 def get_settings() -> tuple[int, int, int, int]: ...
 def set_settings(threads: int, parallel_bytes: int, stream_bytes: int, wake_bytes: int) -> None: ...

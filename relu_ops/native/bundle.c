@@ -216,7 +216,7 @@ void relu_ops_close(relu_ops_bundle* bundle) {
 static relu_ops_bundle* new_bundle(const char* shown) {
   relu_ops_bundle* bundle = calloc(1, sizeof(*bundle));
   if (!bundle) return NULL;
-  bundle->shown = strdup(shown);
+  bundle->shown = strdup(relu_ops_shown(shown).text);
   bundle->files = calloc(1, sizeof(File));
   if (bundle->shown && bundle->files) return bundle;
   relu_ops_close(bundle);
@@ -238,9 +238,10 @@ static relu_ops_status open_source(Source* source, const char* digest, relu_ops_
 }
 
 relu_ops_status relu_ops_open(const char* path, const char* digest, relu_ops_bundle** bundle) {
+  Shown shown = relu_ops_shown(path);
   for (int tries = 0; tries < MOST_TRIES; ++tries) {
     Source source;
-    relu_ops_status status = relu_ops_open_directory(path, &source);
+    relu_ops_status status = relu_ops_open_directory(path, shown.text, &source);
     if (status != RELU_OPS_OK) return status;
     status = open_source(&source, digest, bundle);
     /* The files of a bundle that was replaced meanwhile may be gone: read the new one. */
@@ -248,13 +249,14 @@ relu_ops_status relu_ops_open(const char* path, const char* digest, relu_ops_bun
     relu_ops_close_directory(&source);
     if (!again) return status;
   }
-  return relu_ops_fail(RELU_OPS_BUNDLE, "%s: is being replaced all the time", path);
+  return relu_ops_fail(RELU_OPS_BUNDLE, "%s: is being replaced all the time", shown.text);
 }
 
 relu_ops_status relu_ops_open_files(const char* shown, size_t count, const char* const* names,
                                     const void* const* bytes, const size_t* sizes, const char* digest,
                                     relu_ops_bundle** bundle) {
-  Source source = relu_ops_memory_source(shown, count, names, bytes, sizes);
+  Shown name = relu_ops_shown(shown);
+  Source source = relu_ops_memory_source(name.text, count, names, bytes, sizes);
   return open_source(&source, digest, bundle);
 }
 
@@ -278,13 +280,13 @@ static relu_ops_status add_only_image(relu_ops_bundle* bundle, const char* diges
 relu_ops_status relu_ops_open_image(const char* shown, const void* bytes, size_t size, const char* digest,
                                     relu_ops_bundle** bundle) {
   if (size > MOST_FILE)
-    return relu_ops_fail(RELU_OPS_BUNDLE, "%s: has %zu bytes; it must have at most %zu", shown, size,
-                         MOST_FILE);
+    return relu_ops_fail(RELU_OPS_BUNDLE, "%s: has %zu bytes; it must have at most %zu",
+                         relu_ops_shown(shown).text, size, MOST_FILE);
   relu_ops_bundle* made = new_bundle(shown);
-  if (!made) return relu_ops_no_memory(shown);
+  if (!made) return relu_ops_no_memory(relu_ops_shown(shown).text);
   File* file = &made->files[made->file_count++];
   *file = (File){NULL, malloc(size ? size : 1), size};
-  if (!file->bytes) return hand_out(relu_ops_no_memory(shown), made, bundle);
+  if (!file->bytes) return hand_out(relu_ops_no_memory(made->shown), made, bundle);
   if (size) memcpy(file->bytes, bytes, size);
   return hand_out(add_only_image(made, digest), made, bundle);
 }

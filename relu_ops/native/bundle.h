@@ -46,7 +46,8 @@ struct Source {
   const size_t* sizes;
 };
 
-relu_ops_status relu_ops_open_directory(const char* path, Source* source);
+/* `shown` is how messages call the path; the source keeps the pointer. */
+relu_ops_status relu_ops_open_directory(const char* path, const char* shown, Source* source);
 void relu_ops_close_directory(Source* source);
 
 /* Whether another bundle has taken the place of a directory that is open, so that what failed in it says

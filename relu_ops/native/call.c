@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "plan.h"
+#include "run_cuda.h"
 #include "shape.h"
 
 /* ---- what an operator is ------------------------------------------------------------------------- */
@@ -13,6 +14,10 @@ const char* relu_ops_name(const relu_ops_operator* op) {
 
 const char* relu_ops_target(const relu_ops_operator* op) {
   return op->target;
+}
+
+DLDevice relu_ops_device(const relu_ops_operator* op) {
+  return (DLDevice){(DLDeviceType)op->device_type, op->cuda.device};
 }
 
 int32_t relu_ops_input_count(const relu_ops_operator* op) {
@@ -62,11 +67,17 @@ static relu_ops_status refuse_memory(const relu_ops_operator* op, size_t size) {
                        size);
 }
 
+/* Compute what was planned, or put it on a stream. */
+static relu_ops_status run(const Plan* plan, void* stream) {
+  if (is_for_cuda(plan->op)) return relu_ops_run_cuda(plan, stream);
+  relu_ops_run_cpu(plan);
+  return RELU_OPS_OK;
+}
+
 static relu_ops_status call_in(void* block, const relu_ops_operator* op, const DLTensor* inputs,
                                const DLTensor* outputs, const relu_ops_options* options) {
   relu_ops_status status = relu_ops_prepare(block, op, inputs, outputs, options);
-  if (!status) relu_ops_run_cpu(block);
-  return status;
+  return status ? status : run(block, options ? options->stream : NULL);
 }
 
 static relu_ops_status call_large(const relu_ops_operator* op, const DLTensor* inputs,
@@ -81,7 +92,7 @@ static relu_ops_status call_large(const relu_ops_operator* op, const DLTensor* i
 
 relu_ops_status relu_ops_call(const relu_ops_operator* op, const DLTensor* inputs, const DLTensor* outputs,
                               const relu_ops_options* options) {
-  if (!options && relu_ops_run_short(op, inputs, outputs)) return RELU_OPS_OK;
+  if (!options && !is_for_cuda(op) && relu_ops_run_short(op, inputs, outputs)) return RELU_OPS_OK;
   if (plans_size(op) > STACK_BYTES) return call_large(op, inputs, outputs, options);
   _Alignas(Plan) unsigned char block[STACK_BYTES];
   return call_in(block, op, inputs, outputs, options);
@@ -91,13 +102,15 @@ relu_ops_status relu_ops_call(const relu_ops_operator* op, const DLTensor* input
 
 struct relu_ops_bound {
   const relu_ops_operator* op;
+  void* stream;
   Plan plan[]; /* the first, and what belongs to it and its followers */
 };
 
-static relu_ops_bound* new_bound(const relu_ops_operator* op, size_t size) {
+static relu_ops_bound* new_bound(const relu_ops_operator* op, size_t size, void* stream) {
   relu_ops_bound* bound = malloc(sizeof(*bound) + size);
   if (!bound) return NULL;
   bound->op = op;
+  bound->stream = stream;
   relu_ops_hold(op);
   return bound;
 }
@@ -105,7 +118,7 @@ static relu_ops_bound* new_bound(const relu_ops_operator* op, size_t size) {
 relu_ops_status relu_ops_bind(const relu_ops_operator* op, const DLTensor* inputs, const DLTensor* outputs,
                               const relu_ops_options* options, relu_ops_bound** bound) {
   size_t size = room_for(op, outputs);
-  relu_ops_bound* made = new_bound(op, size);
+  relu_ops_bound* made = new_bound(op, size, options ? options->stream : NULL);
   if (!made) return refuse_memory(op, size);
   relu_ops_status status = relu_ops_prepare(made->plan, op, inputs, outputs, options);
   if (status) relu_ops_free(made);
@@ -114,8 +127,12 @@ relu_ops_status relu_ops_bind(const relu_ops_operator* op, const DLTensor* input
 }
 
 relu_ops_status relu_ops_run(const relu_ops_bound* bound) {
-  relu_ops_run_cpu(bound->plan);
-  return RELU_OPS_OK;
+  return run(bound->plan, bound->stream);
+}
+
+relu_ops_status relu_ops_run_on(const relu_ops_bound* bound, void* stream) {
+  if (is_for_cuda(bound->op)) return run(bound->plan, stream);
+  return relu_ops_fail(RELU_OPS_ARGUMENT, "%s: runs on the CPU, where there are no streams", bound->op->name);
 }
 
 void relu_ops_free(relu_ops_bound* bound) {

@@ -86,7 +86,7 @@ static relu_ops_status check_device(const Array* a, const Array* first) {
   const char *name = a->op->name, *array = a->spec->name;
   if ((int32_t)home.device_type != a->op->device_type) {
     bool on_cpu = a->op->device_type == kDLCPU;
-    DLDevice runs_on = {(DLDeviceType)a->op->device_type, 0};
+    DLDevice runs_on = {(DLDeviceType)a->op->device_type, a->op->cuda.device};
     relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s%s is in the memory of device %s; this operator runs on %s",
                   name, a->role, array, device_name(home).text,
                   on_cpu ? "the CPU" : device_name(runs_on).text);
@@ -115,9 +115,11 @@ static relu_ops_status check_dtype(const Array* a) {
 static relu_ops_status check_rank(const Array* a) {
   const DLTensor* x = a->tensor;
   const char *name = a->op->name, *array = a->spec->name;
-  if (x->ndim > MAX_RANK)
-    return relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s%s has %" PRId32 " dimensions; at most %d are supported",
-                         name, a->role, array, x->ndim, MAX_RANK);
+  if (x->ndim > MAX_RANK) {
+    relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s%s has %" PRId32 " dimensions; at most %d are supported", name,
+                  a->role, array, x->ndim, MAX_RANK);
+    return relu_ops_advise(RELU_OPS_ARGUMENT, "reshape it first: dimensions that lie together can be one");
+  }
   if (x->ndim < 0)
     return relu_ops_fail(RELU_OPS_ARGUMENT, "%s: %s%s has %" PRId32 " dimensions; it must have 0 to %d",
                          name, a->role, array, x->ndim, MAX_RANK);
@@ -353,6 +355,11 @@ relu_ops_status relu_ops_check_options(const relu_ops_operator* op, const relu_o
   if (options->stream && op->device_type == kDLCPU) {
     relu_ops_fail(RELU_OPS_ARGUMENT, "%s: stream must be NULL: this operator runs on the CPU", op->name);
     return relu_ops_advise(RELU_OPS_ARGUMENT, "on the CPU the work is done when the call returns");
+  }
+  if ((options->threads || options->host) && op->device_type != kDLCPU) {
+    relu_ops_fail(RELU_OPS_ARGUMENT, "%s: threads must be 0, and host NULL: this operator runs on a device",
+                  op->name);
+    return relu_ops_advise(RELU_OPS_ARGUMENT, "pass the stream that it is put on");
   }
   if (options->host && (options->host->count < 1 || !options->host->run))
     return relu_ops_fail(RELU_OPS_ARGUMENT,

@@ -30,6 +30,13 @@ void relu_ops_append(Text* text, const char* format, ...) __attribute__((format(
 /* A shape, as messages have it: (2, 3), (3,), (). */
 void relu_ops_append_shape(Text* text, int32_t rank, const int64_t* extents);
 
+/* A path or a name of any length, as messages have it: of a long one both ends, so that what is said of
+ * it is not what is cut. */
+typedef struct {
+  char text[512];
+} Shown;
+Shown relu_ops_shown(const char* name);
+
 /* A dtype of DLPack, as messages have it: float32. */
 typedef struct {
   char text[32];
@@ -62,7 +69,8 @@ size_t relu_ops_image_operator_count(const Image* image);
 const char* relu_ops_image_operator_name(const Image* image, size_t number);
 
 /* Map an image and make its operator of some number. It holds the mapping, and needs neither the image nor
- * its bytes any more. Operators of one image that live at the same time may share a mapping. */
+ * its bytes any more. Operators of one image that live at the same time may share a mapping. One for CUDA
+ * needs no device for that: see relu_ops_prepare_device. */
 relu_ops_status relu_ops_map_operator(const Image* image, size_t number, relu_ops_operator** op);
 
 /* ---- operators ------------------------------------------------------------------------------------ */
@@ -113,6 +121,24 @@ typedef struct {
   const int8_t* patterns; /* 1 contiguous, 0 repeated, -1 any */
 } Kernel;
 
+/* A kernel of a fat binary: see cuda/schedule.py. */
+typedef struct {
+  const char* name;
+  const int8_t* patterns;
+  int64_t lanes;  /* elements of a chunk */
+  int64_t unroll; /* chunks that a thread loads before it stores any */
+} CudaKernel;
+
+/* What an operator has for CUDA. */
+typedef struct {
+  const CudaKernel* kernels;  /* the last one takes any stride, and chunks of one element */
+  const void* binary;         /* the fat binary, in the mapping */
+  const int64_t* constant_at; /* by leaf: where its constant lies on a device */
+  int64_t constant_bytes;
+  struct Loaded* loaded; /* its code on devices; NULL: on none yet (run_cuda.c) */
+  int32_t device;        /* the one that it was loaded for */
+} ForCuda;
+
 typedef struct Mapping Mapping;
 
 /* Operands are the leaves, then the outputs. Everything that is pointed to lies in the mapping, or in the
@@ -129,12 +155,20 @@ struct relu_ops_operator {
   const Requirement* requirements;
   const Leaf* leaves;
   const uint8_t* itemsizes; /* by operand */
-  const Kernel* kernels;    /* the last one takes any stride */
+  const Kernel* kernels;    /* the last one takes any stride; NULL for CUDA */
   const char* const* symbols;
   int64_t element_bytes; /* of all operands, for one element of each */
   int64_t vector_bytes; /* what a streaming kernel's output must be aligned to */
   bool takes_vectors;   /* arrays of one shape are as good as vectors: see plan.c */
+  ForCuda cuda;         /* nothing where it runs on the CPU */
 };
+
+static inline bool is_for_cuda(const relu_ops_operator* op) {
+  return op->cuda.kernels != NULL;
+}
+
+/* Bytes of a leaf's constant; 0 for an input. */
+int64_t relu_ops_constant_bytes(const Leaf* leaf, uint8_t itemsize);
 
 /* Hold an operator once more; relu_ops_release lets it go. */
 void relu_ops_hold(const relu_ops_operator* op);

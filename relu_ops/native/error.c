@@ -88,6 +88,23 @@ void relu_ops_append_shape(Text* text, int32_t rank, const int64_t* extents) {
   relu_ops_append(text, rank == 1 ? ",)" : ")");
 }
 
+/* Whether a character goes on here, in UTF-8. */
+static bool goes_on(char byte) {
+  return ((unsigned char)byte & 0xC0) == 0x80;
+}
+
+Shown relu_ops_shown(const char* name) {
+  static const char GAP[] = "...";
+  Shown shown;
+  size_t length = strlen(name), room = sizeof(shown.text) - 1;
+  if (length <= room) return memcpy(shown.text, name, length + 1), shown;
+  size_t head = (room - strlen(GAP)) / 2, tail = length - head;
+  while (head > 0 && goes_on(name[head])) --head;
+  while (tail < length && goes_on(name[tail])) ++tail;
+  snprintf(shown.text, sizeof(shown.text), "%.*s%s%s", (int)head, name, GAP, name + tail);
+  return shown;
+}
+
 /* By DLPack's code; a bool has no bits in its name. */
 static const char* const DTYPE_NAMES[] = {
     [kDLInt] = "int",         [kDLUInt] = "uint",       [kDLFloat] = "float", [kDLOpaqueHandle] = "handle",

@@ -32,7 +32,7 @@ typedef struct {
   uint32_t machine;        /* ImageMachine: what the code is for */
   uint32_t reserved;       /* 0 */
   ImageText target;        /* "x86-64-v3" */
-  ImageTable requires_;    /* ImageText: processor features, as /proc/cpuinfo names them */
+  ImageTable requires_;    /* ImageText: processor features, as /proc/cpuinfo names them; for CUDA see below */
   ImageTable operators;    /* ImageOperator */
   uint32_t code_at, code_size; /* at a multiple of 64 */
 } ImageHeader;
@@ -45,7 +45,7 @@ typedef struct {
   ImageTable requirements; /* ImageRequirement */
   ImageTable leaves;       /* ImageLeaf */
   ImageTable itemsizes;    /* uint8_t: bytes of an element, of every leaf, then of every output */
-  ImageTable kernels;      /* ImageKernel; the last takes any strides */
+  ImageTable kernels;      /* ImageKernel, for CUDA ImageCudaKernel; the last takes any strides */
   ImageTable symbols;      /* ImageText: names of dimensions */
   uint32_t vector_bytes;   /* what a streaming kernel's output must be aligned to: a power of two */
   uint32_t reserved;       /* 0 */
@@ -95,6 +95,37 @@ typedef struct {
   uint32_t call, stream; /* stream: the same with stores past the cache; 0: there is none */
   ImageTable patterns;   /* int8_t, one an operand: 1 contiguous, 0 repeated, -1 any */
 } ImageKernel;
+
+/* What a kernel is in an image for CUDA: a function of a fat binary, which lies in the code at a multiple
+ * of 64, and is the same for all kernels of an operator. */
+typedef struct {
+  ImageText name;                  /* of the function */
+  uint32_t binary_at, binary_size; /* the fat binary */
+  uint32_t lanes;                  /* elements of a chunk: a power of two; of the last kernel 1 */
+  uint32_t unroll;                 /* chunks that a thread loads before it stores any */
+  ImageTable patterns;             /* as above */
+} ImageCudaKernel;
+
+/* How a fat binary begins, as NVIDIA's tools write it: the driver is handed a pointer, and believes the
+ * size that stands there. */
+typedef struct {
+  uint32_t magic;
+  uint16_t version, header_size;
+  uint64_t size; /* of what follows the header */
+} FatBinary;
+
+#define FAT_BINARY_MAGIC 0xBA55ED50u
+
+/* What an image for CUDA requires, each by a text: "cuda_13.0", the version that the driver must have, as
+ * the driver numbers it (13000); and of "sm_90" (machine code) and "compute_90" (PTX), one that runs. */
+typedef enum { CODE_DRIVER, CODE_MACHINE, CODE_PTX } CodeKind;
+typedef struct {
+  CodeKind kind;
+  int32_t number;
+} CudaCode;
+
+/* Read such a text; false: it is none. */
+bool relu_ops_read_cuda_code(const char* text, CudaCode* code);
 
 /* ---- an image that was read ------------------------------------------------------------------------ */
 

@@ -15,6 +15,7 @@ struct Mapping {
   atomic_int references;
   _Atomic(unsigned char*) base; /* NULL: not mapped yet */
   size_t size;
+  bool executable;
 };
 
 /* What the system refused, and why. */
@@ -27,12 +28,13 @@ static Refusal refused(const char* call) {
   return (Refusal){call, errno};
 }
 
-Mapping* relu_ops_new_mapping(size_t size) {
+Mapping* relu_ops_new_mapping(size_t size, bool executable) {
   Mapping* mapping = malloc(sizeof(*mapping));
   if (!mapping) return NULL;
   atomic_init(&mapping->references, 1);
   atomic_init(&mapping->base, NULL);
   mapping->size = size;
+  mapping->executable = executable;
   return mapping;
 }
 
@@ -60,32 +62,32 @@ static bool write_whole(int file, const unsigned char* bytes, size_t size) {
 
 /* Fill a memory file and seal it. Without MFD_EXEC, which systems refuse that let nobody execute memory
  * files as programs (vm.memfd_noexec); mapping one executable needs no such flag. */
-static unsigned char* map_file(int file, const void* bytes, size_t size, Refusal* refusal) {
+static unsigned char* map_file(int file, const void* bytes, size_t size, int rights, Refusal* refusal) {
   int seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
   *refusal = (Refusal){"write", ENOSPC};
   if (!write_whole(file, bytes, size)) return *refusal = refused("write"), NULL;
   if (fcntl(file, F_ADD_SEALS, seals) != 0) return *refusal = refused("fcntl(F_ADD_SEALS)"), NULL;
-  void* base = mmap(NULL, size, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 0);
-  if (base == MAP_FAILED) return *refusal = refused("mmap(PROT_EXEC)"), NULL;
+  void* base = mmap(NULL, size, rights, MAP_PRIVATE, file, 0);
+  if (base == MAP_FAILED) return *refusal = refused(rights & PROT_EXEC ? "mmap(PROT_EXEC)" : "mmap"), NULL;
   return base;
 }
 
-static unsigned char* map_sealed(const void* bytes, size_t size, Refusal* refusal) {
+static unsigned char* map_sealed(const void* bytes, size_t size, int rights, Refusal* refusal) {
   int file = memfd_create("relu_ops", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (file < 0) return *refusal = refused("memfd_create"), NULL;
-  unsigned char* base = map_file(file, bytes, size, refusal);
+  unsigned char* base = map_file(file, bytes, size, rights, refusal);
   close(file);
   return base;
 }
 
 /* Where there are no memory files, and for profilers: perf takes names from its map for anonymous memory
  * alone. Filled first, then made executable, never both. */
-static unsigned char* map_anonymous(const void* bytes, size_t size, Refusal* refusal) {
+static unsigned char* map_anonymous(const void* bytes, size_t size, int rights, Refusal* refusal) {
   void* base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (base == MAP_FAILED) return *refusal = refused("mmap"), NULL;
   memcpy(base, bytes, size);
-  if (mprotect(base, size, PROT_READ | PROT_EXEC) == 0) return base;
-  *refusal = refused("mprotect(PROT_EXEC)");
+  if (mprotect(base, size, rights) == 0) return base;
+  *refusal = refused(rights & PROT_EXEC ? "mprotect(PROT_EXEC)" : "mprotect");
   munmap(base, size);
   return NULL;
 }
@@ -115,9 +117,10 @@ relu_ops_status relu_ops_map(Mapping* mapping, const char* shown, const void* by
   *base = present;
   if (present) return RELU_OPS_OK;
   Refusal first = {NULL, 0}, second = {NULL, 0};
-  bool named = wants_names();
-  unsigned char* made = named ? NULL : map_sealed(bytes, mapping->size, &first);
-  if (!made) made = map_anonymous(bytes, mapping->size, &second);
+  bool named = mapping->executable && wants_names();
+  int rights = PROT_READ | (mapping->executable ? PROT_EXEC : 0);
+  unsigned char* made = named ? NULL : map_sealed(bytes, mapping->size, rights, &first);
+  if (!made) made = map_anonymous(bytes, mapping->size, rights, &second);
   if (!made) return refuse(shown, mapping->size, first, second);
   relu_ops_status status = named ? introduce(image, made) : RELU_OPS_OK;
   /* Of two threads that map it at once, one comes second and takes what the first has made. */

@@ -1,12 +1,13 @@
-/* The memory that an image lies in while it runs: read-only and executable, and never writable while it is
- * executable. */
+/* The memory that an image lies in while it runs: read-only and, where it holds code for this processor,
+ * executable; never writable while it is either. */
 #ifndef RELU_OPS_MAPPING_H_
 #define RELU_OPS_MAPPING_H_
 
 #include "core.h"
 
-/* A mapping of `size` bytes that is yet to be made, with one holder; NULL where there is no memory. */
-Mapping* relu_ops_new_mapping(size_t size);
+/* A mapping of `size` bytes that is yet to be made, with one holder; NULL where there is no memory. What is
+ * not executable is data to this processor, such as code for a GPU. */
+Mapping* relu_ops_new_mapping(size_t size, bool executable);
 void relu_ops_hold_mapping(Mapping* mapping);
 void relu_ops_drop_mapping(Mapping* mapping); /* the last one unmaps */
 

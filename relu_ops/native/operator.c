@@ -97,6 +97,40 @@ static const Kernel* kernels_of(Decoder* d, ImageTable table) {
   return kernels;
 }
 
+int64_t relu_ops_constant_bytes(const Leaf* leaf, uint8_t itemsize) {
+  if (leaf->input >= 0) return 0;
+  int64_t bytes = itemsize;
+  for (int32_t d = 0; d < leaf->rank; ++d) bytes *= leaf->dims[d]; /* that they fit was checked */
+  return bytes;
+}
+
+/* Where each constant lies on a device: at multiples of 64, one that several leaves read once. */
+static int64_t lay_constants_out(const Leaf* leaves, const uint8_t* itemsizes, size_t count, int64_t* at) {
+  int64_t end = 0;
+  for (size_t k = 0; k < count; ++k) {
+    int64_t bytes = relu_ops_constant_bytes(&leaves[k], itemsizes[k]);
+    at[k] = end;
+    for (size_t j = 0; j < k; ++j)
+      if (leaves[j].constant == leaves[k].constant &&
+          relu_ops_constant_bytes(&leaves[j], itemsizes[j]) == bytes)
+        at[k] = at[j];
+    if (at[k] == end) end += (bytes + 63) / 64 * 64;
+  }
+  return end;
+}
+
+static ForCuda cuda_of(Decoder* d, ImageTable table, const Leaf* leaves, const uint8_t* itemsizes,
+                       size_t leaf_count) {
+  const ImageCudaKernel* rows = rows_at(d, table);
+  CudaKernel* kernels = take(d, table.count, sizeof(*kernels));
+  for (uint32_t k = 0; k < table.count; ++k)
+    kernels[k] = (CudaKernel){text_at(d->base, rows[k].name), rows_at(d, rows[k].patterns), rows[k].lanes,
+                              rows[k].unroll};
+  int64_t* constant_at = take(d, leaf_count, sizeof(*constant_at));
+  int64_t bytes = lay_constants_out(leaves, itemsizes, leaf_count, constant_at);
+  return (ForCuda){kernels, d->base + rows[0].binary_at, constant_at, bytes, NULL, 0};
+}
+
 static const char* const* symbols_of(Decoder* d, ImageTable table) {
   const ImageText* rows = rows_at(d, table);
   const char** symbols = take(d, table.count, sizeof(*symbols));
@@ -105,7 +139,7 @@ static const char* const* symbols_of(Decoder* d, ImageTable table) {
 }
 
 /* Bytes of an operator and of all that `take` is asked for. */
-static size_t block_size(const Decoder* d, const ImageOperator* row) {
+static size_t block_size(const Decoder* d, const ImageOperator* row, bool is_cuda) {
   const ImageTerms* outputs = rows_at(d, row->output_terms);
   const ImageRequirement* requirements = rows_at(d, row->requirements);
   size_t terms = 0;
@@ -115,14 +149,16 @@ static size_t block_size(const Decoder* d, const ImageOperator* row) {
   return sizeof(relu_ops_operator) + terms * sizeof(Term) +
          (row->inputs.count + (size_t)row->outputs.count) * sizeof(relu_ops_spec) +
          row->output_terms.count * sizeof(Terms) + row->requirements.count * sizeof(Requirement) +
-         row->leaves.count * sizeof(Leaf) + row->kernels.count * sizeof(Kernel) +
+         row->leaves.count * sizeof(Leaf) +
+         (is_cuda ? row->kernels.count * sizeof(CudaKernel) + row->leaves.count * sizeof(int64_t)
+                  : row->kernels.count * sizeof(Kernel)) +
          row->symbols.count * sizeof(const char*);
 }
 
-static void decode(Decoder* d, const ImageOperator* row, relu_ops_operator* op) {
+static void decode(Decoder* d, const ImageOperator* row, bool is_cuda, relu_ops_operator* op) {
   atomic_init(&op->references, 1);
   op->name = text_at(d->base, row->name);
-  op->device_type = kDLCPU;
+  op->device_type = is_cuda ? kDLCUDA : kDLCPU;
   op->input_count = (int32_t)row->inputs.count;
   op->output_count = (int32_t)row->outputs.count;
   op->leaf_count = (int32_t)row->leaves.count;
@@ -136,7 +172,9 @@ static void decode(Decoder* d, const ImageOperator* row, relu_ops_operator* op) 
   op->requirements = requirements_of(d, row->requirements);
   op->leaves = leaves_of(d, row->leaves);
   op->itemsizes = rows_at(d, row->itemsizes);
-  op->kernels = kernels_of(d, row->kernels);
+  op->kernels = is_cuda ? NULL : kernels_of(d, row->kernels);
+  op->cuda = is_cuda ? cuda_of(d, row->kernels, op->leaves, op->itemsizes, row->leaves.count)
+                     : (ForCuda){.kernels = NULL};
   op->symbols = symbols_of(d, row->symbols);
   op->vector_bytes = row->vector_bytes;
   op->takes_vectors = relu_ops_takes_vectors(op);
@@ -197,17 +235,18 @@ relu_ops_status relu_ops_map_operator(const Image* image, size_t number, relu_op
   if (number >= image->header.operators.count)
     return relu_ops_fail(RELU_OPS_ARGUMENT, "%s: has no operator number %zu; it has %" PRIu32, image->shown,
                          number, image->header.operators.count);
-  if (image->header.machine != ARCH_MACHINE) return refuse_machine(image);
+  bool is_cuda = image->header.machine == IMAGE_CUDA;
+  if (!is_cuda && image->header.machine != ARCH_MACHINE) return refuse_machine(image);
   Decoder d;
   relu_ops_status status =
       relu_ops_map(image->mapping, image->shown, image->bytes, introduce, image, &d.base);
   if (status != RELU_OPS_OK) return status;
   ImageOperator row = relu_ops_image_operator(image, number);
-  d.next = malloc(block_size(&d, &row));
+  d.next = malloc(block_size(&d, &row, is_cuda));
   if (!d.next)
     return relu_ops_fail(RELU_OPS_MEMORY, "%s: there is no memory for an operator", image->shown);
   relu_ops_operator* made = take(&d, 1, sizeof(*made));
-  decode(&d, &row, made);
+  decode(&d, &row, is_cuda, made);
   made->target = text_at(d.base, image->header.target);
   made->mapping = image->mapping;
   relu_ops_hold_mapping(made->mapping);

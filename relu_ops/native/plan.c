@@ -9,9 +9,11 @@
 #include "plan.h"
 #include "shape.h"
 
-static Plan* plan_at(void* block, const relu_ops_operator* op, const relu_ops_options* options) {
+static Plan* plan_at(void* block, const relu_ops_operator* op, int32_t device,
+                     const relu_ops_options* options) {
   Plan* plan = (Plan*)block;
   plan->op = op;
+  plan->device = device;
   plan->stride = (int64_t(*)[MAX_RANK])(plan + 1);
   plan->data = (char**)(plan->stride + op->operand_count);
   plan->spare = plan->data + op->operand_count;
@@ -268,7 +270,7 @@ static relu_ops_status plan_passes(Plan* plan, const DLTensor* inputs, const DLT
   relu_ops_status status = RELU_OPS_OK;
   const relu_ops_options same = {.threads = plan->threads, .host = plan->host};
   for (int32_t k = 0; !status && k < op->output_count; ++k) {
-    if (k) plan = plan->next = plan_at((char*)plan + plan_size(op), op, &same);
+    if (k) plan = plan->next = plan_at((char*)plan + plan_size(op), op, plan->device, &same);
     Shape own = {0, {0}};
     broadcast_into(&own, outputs[k].ndim, outputs[k].shape, AS_IT_IS);
     status = plan_pass(plan, inputs, outputs, &own, k);
@@ -333,7 +335,7 @@ relu_ops_status relu_ops_prepare(void* block, const relu_ops_operator* op, const
   int64_t alike = op->takes_vectors ? relu_ops_alike_elements(op, inputs, outputs) : 0;
   if (!alike) status = relu_ops_check_arrays(op, inputs, outputs);
   if (status) return status;
-  Plan* plan = plan_at(block, op, options);
+  Plan* plan = plan_at(block, op, outputs[0].device.device_id, options);
   if (op->output_count > 1) status = check_all_apart(plan, inputs, outputs);
   if (status) return status;
   return alike ? plan_vector(plan, inputs, outputs, alike) : plan_passes(plan, inputs, outputs);

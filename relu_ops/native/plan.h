@@ -1,4 +1,4 @@
-/* What plan.c makes and run_cpu.c runs: a loop nest over an operator's operands. */
+/* What plan.c makes, and run_cpu.c or run_cuda.c runs: a loop nest over an operator's operands. */
 #ifndef RELU_OPS_PLAN_H_
 #define RELU_OPS_PLAN_H_
 
@@ -14,6 +14,7 @@ typedef struct Plan {
   void* spare;                 /* an element for each operand that has none */
   struct Plan* next;           /* another one to run, or NULL */
   int64_t bytes;               /* that it moves: each operand once, a repeated one not at all */
+  int32_t device;              /* the number of the arrays' device */
   int32_t threads;             /* at most; 0: as the process is set */
   const relu_ops_host_threads* host; /* whose threads; NULL: the pool's */
 } Plan;

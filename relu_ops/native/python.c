@@ -5,6 +5,7 @@
  */
 #define RELU_OPS_IMPORTS_NUMPY
 #include "python.h"
+#include "python_xla.h"
 
 #include <string.h>
 
@@ -277,12 +278,19 @@ static PyMethodDef functions[] = {
     {"open_files", open_files, METH_VARARGS,
      "Check a bundle that is in memory: (shown, files, digest=None)."},
     {"open_image", open_image, METH_VARARGS, "Open one image: (shown, image, digest=None)."},
+    {"capsule_row", relu_ops_capsule_row, METH_O,
+     "What a capsule of DLPack holds: (address, code, bits, lanes, type of device, its number, shape, "
+     "strides or None, whether it is read-only)."},
     {"processor_features", processor_features, METH_NOARGS,
      "The features of this machine's processor, as Linux names them."},
     {"default_settings", default_settings, METH_NOARGS,
      "(threads, parallel_bytes, stream_bytes, wake_bytes), as they are unless set."},
     {"get_settings", get_settings, METH_NOARGS, "Those in force."},
     {"set_settings", set_settings, METH_VARARGS, "Set them."},
+    {"xla_register", relu_ops_xla_register, METH_VARARGS,
+     "Let XLA's handler find an operator: (number, operator)."},
+    {"xla_handler", relu_ops_xla_handler, METH_VARARGS, "XLA's handler, of an interface: (major, minor)."},
+    {"packed", relu_ops_packed, METH_VARARGS, "An operator for tvm-ffi: see interop/tvm_ffi.py."},
     {NULL, NULL, 0, NULL}};
 
 /* The bounds of bounds.h by name: what an image may hold. */
@@ -318,8 +326,10 @@ static int start(PyObject* module) {
   }
   relu_ops_known.out = PyUnicode_InternFromString("out");
   relu_ops_known.threads = PyUnicode_InternFromString("threads");
+  relu_ops_known.stream = PyUnicode_InternFromString("stream");
   relu_ops_known.alpha = PyUnicode_InternFromString("alpha");
-  if (!relu_ops_known.out || !relu_ops_known.threads || !relu_ops_known.alpha) return -1;
+  if (!relu_ops_known.out || !relu_ops_known.threads || !relu_ops_known.stream || !relu_ops_known.alpha)
+    return -1;
   if (add_type(module, &bundle_spec, &relu_ops_known.bundle_type) ||
       add_type(module, &relu_ops_operator_spec, &relu_ops_known.operator_type) ||
       add_type(module, &relu_ops_bound_spec, &relu_ops_known.bound_type) ||

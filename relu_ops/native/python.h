@@ -23,7 +23,7 @@ enum {
 
 /* What the module knows, from its start on. */
 struct Known {
-  PyObject *out, *threads, *alpha; /* interned names of keywords */
+  PyObject *out, *threads, *stream, *alpha; /* interned names of keywords */
   PyTypeObject *operator_type, *bound_type, *bundle_type, *standard_type;
 };
 extern struct Known relu_ops_known;
@@ -49,8 +49,9 @@ typedef struct {
   relu_ops_operator* op;
   int input_count, output_count;
   Expected* expected; /* inputs, then outputs */
-  PyObject *name, *target, *wanted, *bundle, *inputs, *outputs;
+  PyObject *name, *target, *wanted, *device, *bundle, *inputs, *outputs;
   PyObject* weak_references;
+  bool on_device; /* it runs on a CUDA device, and its arrays lie there */
 } OperatorObject;
 
 /* The arrays of one call as the core takes them, inputs then outputs, and room for what they point to. */
@@ -59,6 +60,7 @@ typedef struct {
   DLTensor tensors[MOST_FAST];
   int64_t shapes[MOST_FAST][MAX_RANK], strides[MOST_FAST][MAX_RANK];
   double numbers[MOST_FAST];
+  void* stream; /* on a device: where the call is put */
 } Arrays;
 
 /* Raise what the core said last, as the class of relu_ops.errors that a status means. NULL. */
@@ -74,15 +76,30 @@ int relu_ops_expect(Expected* expected, const relu_ops_spec* spec);
  * result: `out`, or a new array or tensor; or NULL, perhaps with an error, where the careful way must look. */
 PyObject* relu_ops_adopt(Arrays* arrays, PyObject* const* inputs, PyObject* out);
 
+/* The stream that torch has set for a device; false where that cannot be told. */
+bool relu_ops_torch_stream(int32_t device, void** stream);
+
+/* What a capsule of DLPack holds, as a row for relu_ops_describe_rows: (address, code, bits, lanes, type and
+ * number of the device, shape, strides or None), and whether it may only be read. The capsule stays whose it
+ * is: it must live as long as the row is used. */
+PyObject* relu_ops_capsule_row(PyObject* module, PyObject* capsule);
+
+/* Tensors of a tuple of such rows, inputs then outputs. NULL with an error. To be freed by PyMem_Free. */
+DLTensor* relu_ops_describe_rows(const OperatorObject* self, PyObject* rows);
+
 /* Describe a tuple of NumPy arrays, inputs then outputs, as they lie. NULL with an error. To be freed by
  * PyMem_Free. */
 DLTensor* relu_ops_describe(const OperatorObject* self, PyObject* arrays);
 
 /* Call an operator the fast way; out: NULL, where the caller passed none; threads: 0 likewise. A new
- * reference to the result; NULL, without an error, where the careful way must look. */
+ * reference to the result; NULL, without an error, where the careful way must look; NULL with one where a
+ * device failed, which may have begun. */
 PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count, PyObject* out,
                              int threads);
 
 extern PyType_Spec relu_ops_operator_spec, relu_ops_bound_spec, relu_ops_standard_spec;
+
+/* See python_tvm_ffi.c. */
+PyObject* relu_ops_packed(PyObject* module, PyObject* arguments);
 
 #endif

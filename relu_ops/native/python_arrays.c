@@ -195,12 +195,14 @@ static struct {
   const DLPackExchangeAPI* exchange;
   PyGetSetDef* requires_grad; /* of torch.Tensor */
   PyMethodDef* is_neg;
+  PyObject* is_grad_enabled; /* torch.is_grad_enabled */
 } torch;
 
 /* What torch.Tensor's attributes are made of, if they are what is expected. To call them directly takes less
  * time than by their names: op(tensor, out=tensor) of 16 float32 takes 484 and 549 ns (Intel Xeon,
  * 2026-11-28). */
-static bool meet_attributes(PyObject* tensor) {
+static bool meet_attributes(PyObject* module, PyObject* tensor) {
+  torch.is_grad_enabled = PyObject_GetAttrString(module, "is_grad_enabled");
   PyObject* grad = PyObject_GetAttrString(tensor, "requires_grad");
   PyObject* negated = PyObject_GetAttrString(tensor, "is_neg");
   if (grad && Py_IS_TYPE(grad, &PyGetSetDescr_Type))
@@ -209,7 +211,8 @@ static bool meet_attributes(PyObject* tensor) {
     torch.is_neg = ((PyMethodDescrObject*)negated)->d_method;
   Py_XDECREF(grad);
   Py_XDECREF(negated);
-  return torch.requires_grad && torch.is_neg && torch.is_neg->ml_flags == METH_NOARGS;
+  bool met = torch.is_grad_enabled && torch.requires_grad && torch.is_neg;
+  return met && torch.is_neg->ml_flags == METH_NOARGS;
 }
 
 /* Look torch up among the imported modules: its exact types, and DLPack's C interface to them. */
@@ -225,7 +228,7 @@ static bool meet_torch(void) {
                                                  : NULL;
   bool usable = exchange && exchange->header.version.major == DLPACK_MAJOR_VERSION &&
                 exchange->dltensor_from_py_object_no_sync &&
-                exchange->managed_tensor_to_py_object_no_sync && meet_attributes(tensor);
+                exchange->managed_tensor_to_py_object_no_sync && meet_attributes(module, tensor);
   if (usable) {
     torch.exchange = exchange;
     torch.parameter = (PyTypeObject*)Py_NewRef(parameter);
@@ -239,6 +242,11 @@ static bool meet_torch(void) {
   return usable;
 }
 
+bool relu_ops_torch_stream(int32_t device, void** stream) {
+  if ((!torch.tensor && !meet_torch()) || !torch.exchange->current_work_stream) return false;
+  return torch.exchange->current_work_stream(kDLCUDA, device, stream) == 0;
+}
+
 /* Whether something is exactly torch's tensor or parameter, no subclass that means something else. */
 static bool is_tensor(PyObject* x) {
   PyTypeObject* type = Py_TYPE(x);
@@ -247,12 +255,20 @@ static bool is_tensor(PyObject* x) {
   return named && meet_torch() && (type == torch.tensor || type == torch.parameter);
 }
 
+/* Whether nobody wants the gradient of a tensor: it requires none, or it is read and none is recorded. */
+static bool is_without_gradient(PyObject* x, bool written) {
+  PyObject* grad = torch.requires_grad->get(x, torch.requires_grad->closure);
+  PyObject* recorded = grad == Py_True && !written ? PyObject_CallNoArgs(torch.is_grad_enabled) : NULL;
+  bool without = grad == Py_False || recorded == Py_False;
+  Py_XDECREF(recorded);
+  Py_XDECREF(grad);
+  return without;
+}
+
 /* Whether a tensor is what its memory holds: torch hands out one that requires a gradient without a word,
  * and a negated view with its data as they lie. Both go the careful way, which resolves or refuses. */
-static bool is_plain(PyObject* x) {
-  PyObject* grad = torch.requires_grad->get(x, torch.requires_grad->closure);
-  bool plain = grad == Py_False;
-  Py_XDECREF(grad);
+static bool is_plain(PyObject* x, bool written) {
+  bool plain = is_without_gradient(x, written);
   PyObject* negated = plain ? torch.is_neg->ml_meth(x, NULL) : NULL;
   plain = negated == Py_False;
   Py_XDECREF(negated);
@@ -268,9 +284,9 @@ static bool is_compact(const DLTensor* tensor) {
   return true;
 }
 
-static bool adopt_tensor(Arrays* arrays, int k, PyObject* x) {
+static bool adopt_tensor(Arrays* arrays, int k, PyObject* x, bool written) {
   DLTensor* tensor = &arrays->tensors[k];
-  if (!is_tensor(x) || !is_plain(x) || torch.exchange->dltensor_from_py_object_no_sync(x, tensor))
+  if (!is_tensor(x) || !is_plain(x, written) || torch.exchange->dltensor_from_py_object_no_sync(x, tensor))
     return false;
   if (tensor->ndim > MAX_RANK) return false;
   if (tensor->strides && is_compact(tensor)) tensor->strides = NULL;
@@ -327,13 +343,53 @@ static PyObject* new_tensor(Arrays* arrays, int k, int32_t rank, const int64_t* 
   return tensor;
 }
 
+static void forget(void* context, const char* kind, const char* message) {
+  (void)context, (void)kind, (void)message; /* whoever is asked again, with care, says it */
+}
+
+/* A new tensor on the device of the first input, by torch's allocator, which orders its memory by torch's
+ * current stream; adopted. A new reference, or NULL. */
+static PyObject* new_device_tensor(Arrays* arrays, int k, int32_t rank, int64_t* shape) {
+  DLTensor prototype = {.device = arrays->tensors[0].device,
+                        .ndim = rank,
+                        .dtype = arrays->self->expected[k].dtype,
+                        .shape = shape};
+  DLManagedTensorVersioned* managed = NULL;
+  PyObject* tensor = NULL;
+  if (!torch.exchange->managed_tensor_allocator ||
+      torch.exchange->managed_tensor_allocator(&prototype, &managed, NULL, forget))
+    return NULL;
+  arrays->tensors[k] = managed->dl_tensor;
+  arrays->tensors[k].shape = arrays->shapes[k];
+  arrays->tensors[k].strides = NULL;
+  memcpy(arrays->shapes[k], shape, sizeof(int64_t) * (size_t)rank);
+  if (torch.exchange->managed_tensor_to_py_object_no_sync(managed, (void**)&tensor)) return NULL;
+  return tensor;
+}
+
+/* Tensors on a device, and torch's stream there. */
+static PyObject* device_result(Arrays* arrays, PyObject* const* inputs, PyObject* out) {
+  const OperatorObject* self = arrays->self;
+  int at = self->input_count;
+  if (at == 0 || self->output_count != 1) return NULL;
+  for (int k = 0; k < at; ++k)
+    if (!adopt_tensor(arrays, k, inputs[k], false)) return NULL;
+  DLDevice device = arrays->tensors[0].device;
+  if (device.device_type != kDLCUDA || !relu_ops_torch_stream(device.device_id, &arrays->stream)) return NULL;
+  if (out) return adopt_tensor(arrays, at, out, true) ? Py_NewRef(out) : NULL;
+  int32_t rank;
+  int64_t shape[1][MAX_RANK];
+  if (relu_ops_output_shapes(self->op, arrays->tensors, &rank, shape)) return NULL;
+  return new_device_tensor(arrays, at, rank, shape[0]);
+}
+
 static PyObject* tensor_result(Arrays* arrays, PyObject* const* inputs, PyObject* out) {
   const OperatorObject* self = arrays->self;
   int at = self->input_count;
   for (int k = 0; k < at; ++k)
-    if (!adopt_tensor(arrays, k, inputs[k]) && !adopt_number(arrays, k, inputs[k])) return NULL;
+    if (!adopt_tensor(arrays, k, inputs[k], false) && !adopt_number(arrays, k, inputs[k])) return NULL;
   if (self->output_count != 1) return NULL;
-  if (out) return adopt_tensor(arrays, at, out) ? Py_NewRef(out) : NULL;
+  if (out) return adopt_tensor(arrays, at, out, true) ? Py_NewRef(out) : NULL;
   int32_t rank;
   int64_t shape[1][MAX_RANK];
   if (relu_ops_output_shapes(self->op, arrays->tensors, &rank, shape)) return NULL;
@@ -343,6 +399,7 @@ static PyObject* tensor_result(Arrays* arrays, PyObject* const* inputs, PyObject
 /* ---- all of a call ------------------------------------------------------------------------------- */
 
 PyObject* relu_ops_adopt(Arrays* arrays, PyObject* const* inputs, PyObject* out) {
+  if (arrays->self->on_device) return device_result(arrays, inputs, out);
   PyObject* first = arrays->self->input_count ? inputs[0] : NULL;
   if (adopt_inputs(arrays, inputs))
     return out ? adopt_outputs(arrays, out) : new_outputs(arrays, first);
@@ -384,3 +441,94 @@ DLTensor* relu_ops_describe(const OperatorObject* self, PyObject* arrays) {
   return tensors;
 }
 
+/* ---- arrays by DLPack ---------------------------------------------------------------------------- */
+
+/* Numbers as a tuple. */
+static PyObject* tuple_of(int32_t count, const int64_t* numbers) {
+  PyObject* tuple = PyTuple_New(count);
+  for (int32_t d = 0; tuple && d < count; ++d) {
+    PyObject* number = PyLong_FromLongLong(numbers[d]);
+    if (number) PyTuple_SET_ITEM(tuple, d, number);
+    else Py_CLEAR(tuple);
+  }
+  return tuple;
+}
+
+static PyObject* row_of(const DLTensor* x, bool read_only) {
+  PyObject* shape = tuple_of(x->ndim, x->shape);
+  PyObject* strides = x->strides ? tuple_of(x->ndim, x->strides) : Py_NewRef(Py_None);
+  if (!shape || !strides) {
+    Py_XDECREF(shape);
+    Py_XDECREF(strides);
+    return NULL;
+  }
+  return Py_BuildValue("(KiiiiiNNN)", (unsigned long long)(uintptr_t)x->data + x->byte_offset, x->dtype.code,
+                       x->dtype.bits, x->dtype.lanes, (int)x->device.device_type, x->device.device_id, shape,
+                       strides, PyBool_FromLong(read_only));
+}
+
+PyObject* relu_ops_capsule_row(PyObject* module, PyObject* capsule) {
+  (void)module;
+  if (PyCapsule_IsValid(capsule, "dltensor")) {
+    const DLManagedTensor* managed = PyCapsule_GetPointer(capsule, "dltensor");
+    return row_of(&managed->dl_tensor, false);
+  }
+  const DLManagedTensorVersioned* managed = PyCapsule_GetPointer(capsule, "dltensor_versioned");
+  if (!managed) return NULL;
+  if (managed->version.major == DLPACK_MAJOR_VERSION)
+    return row_of(&managed->dl_tensor, managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY);
+  PyErr_Format(PyExc_BufferError, "its DLPack has version %u; this relu_ops knows %d",
+               managed->version.major, DLPACK_MAJOR_VERSION);
+  return NULL;
+}
+
+/* Copy a tuple of integers; -1 with an error. */
+static int read_numbers(PyObject* tuple, int64_t* numbers) {
+  if (!PyTuple_CheckExact(tuple) || PyTuple_GET_SIZE(tuple) > MAX_RANK) {
+    PyErr_Format(PyExc_ValueError, "it has %zd dimensions; at most %d are supported",
+                 PyTuple_CheckExact(tuple) ? PyTuple_GET_SIZE(tuple) : -1, (int)MAX_RANK);
+    return -1;
+  }
+  for (Py_ssize_t d = 0; d < PyTuple_GET_SIZE(tuple); ++d)
+    numbers[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, d));
+  return PyErr_Occurred() ? -1 : 0;
+}
+
+/* Read a row into a tensor, with room for 2 * MAX_RANK numbers; -1 with an error. */
+static int read_row(DLTensor* tensor, PyObject* row, int64_t* numbers) {
+  unsigned long long address;
+  int code, bits, lanes, type, device, read_only;
+  PyObject *shape, *strides;
+  if (!PyArg_ParseTuple(row, "KiiiiiOOp", &address, &code, &bits, &lanes, &type, &device, &shape, &strides,
+                        &read_only))
+    return -1;
+  *tensor = (DLTensor){.data = (void*)(uintptr_t)address,
+                       .device = {(DLDeviceType)type, device},
+                       .dtype = {(uint8_t)code, (uint8_t)bits, (uint16_t)lanes},
+                       .shape = numbers};
+  if (read_numbers(shape, numbers)) return -1;
+  tensor->ndim = (int32_t)PyTuple_GET_SIZE(shape);
+  if (strides == Py_None) return 0;
+  tensor->strides = numbers + MAX_RANK;
+  if (read_numbers(strides, tensor->strides)) return -1;
+  if (PyTuple_GET_SIZE(strides) == tensor->ndim) return 0;
+  PyErr_SetString(PyExc_ValueError, "it must have a stride for each dimension");
+  return -1;
+}
+
+DLTensor* relu_ops_describe_rows(const OperatorObject* self, PyObject* rows) {
+  Py_ssize_t count = self->input_count + self->output_count;
+  if (!PyTuple_CheckExact(rows) || PyTuple_GET_SIZE(rows) != count) {
+    PyErr_Format(PyExc_TypeError, "rows must be a tuple of %zd", count);
+    return NULL;
+  }
+  DLTensor* tensors = PyMem_Calloc((size_t)count, sizeof(DLTensor) + 2 * sizeof(int64_t[MAX_RANK]));
+  if (!tensors) return (DLTensor*)PyErr_NoMemory();
+  int64_t* numbers = (int64_t*)(tensors + count);
+  for (Py_ssize_t k = 0; k < count; ++k, numbers += 2 * MAX_RANK)
+    if (read_row(&tensors[k], PyTuple_GET_ITEM(rows, k), numbers)) {
+      PyMem_Free(tensors);
+      return NULL;
+    }
+  return tensors;
+}

@@ -42,13 +42,13 @@ static void own_shapes(Arrays* arrays, int count) {
   }
 }
 
-/* Compute on arrays that were adopted; keeps the GIL for few elements. */
+/* Compute on arrays that were adopted; keeps the GIL for few elements on the CPU. */
 static relu_ops_status compute(Arrays* arrays, int threads) {
   const OperatorObject* self = arrays->self;
   const DLTensor* outputs = arrays->tensors + self->input_count;
-  relu_ops_options options = {.threads = threads};
-  const relu_ops_options* given = threads ? &options : NULL;
-  if (are_few(self, arrays->tensors)) return relu_ops_call(self->op, arrays->tensors, outputs, given);
+  relu_ops_options options = {.threads = threads, .stream = self->on_device ? arrays->stream : NULL};
+  const relu_ops_options* given = threads || self->on_device ? &options : NULL;
+  if (!self->on_device && are_few(self, arrays->tensors)) return relu_ops_call(self->op, arrays->tensors, outputs, given);
   own_shapes(arrays, self->input_count + self->output_count);
   relu_ops_status status;
   Py_BEGIN_ALLOW_THREADS
@@ -68,12 +68,15 @@ static bool is_name(PyObject* name, PyObject* wanted) {
   return name == wanted || PyUnicode_Compare(name, wanted) == 0;
 }
 
-/* Read keywords; false where the careful way is to say something about them. */
-static bool read_keywords(Keywords* keywords, PyObject* const* values, PyObject* names) {
+/* Read keywords; false where the careful way is to look at them. A device takes a stream where the CPU takes
+ * a number of threads. */
+static bool read_keywords(Keywords* keywords, bool on_device, PyObject* const* values, PyObject* names) {
   for (Py_ssize_t k = 0; names && k < PyTuple_GET_SIZE(names); ++k) {
     PyObject *name = PyTuple_GET_ITEM(names, k), *value = values[k];
     if (is_name(name, relu_ops_known.out)) {
       keywords->out = value == Py_None ? NULL : value;
+    } else if (on_device) {
+      if (value != Py_None || !is_name(name, relu_ops_known.stream)) return false;
     } else if (!is_name(name, relu_ops_known.threads)) {
       return false;
     } else if (value != Py_None) {
@@ -95,8 +98,10 @@ PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count
   const OperatorObject* self = arrays.self = (OperatorObject*)op;
   if (count != (size_t)self->input_count || count + (size_t)self->output_count > MOST_FAST) return NULL;
   PyObject* result = relu_ops_adopt(&arrays, inputs, out);
-  if (result && compute(&arrays, threads)) Py_CLEAR(result);
+  relu_ops_status status = result ? compute(&arrays, threads) : RELU_OPS_OK;
+  if (status) Py_CLEAR(result);
   if (!result) PyErr_Clear();
+  if (status == RELU_OPS_DEVICE) relu_ops_raise(status); /* nothing is launched twice */
   return result;
 }
 
@@ -119,9 +124,10 @@ static PyObject* call_either_way(PyObject* self, PyObject* const* arguments, siz
                                  PyObject* names) {
   Keywords keywords = {NULL, 0};
   PyObject* result = NULL;
-  if (read_keywords(&keywords, arguments + count, names))
+  if (read_keywords(&keywords, ((OperatorObject*)self)->on_device, arguments + count, names))
     result = relu_ops_fast_call(self, arguments, count, keywords.out, keywords.threads);
-  return result ? result : careful_call(self, arguments, count, names, "careful_call");
+  return result || PyErr_Occurred() ? result
+                                    : careful_call(self, arguments, count, names, "careful_call");
 }
 
 /* Who calls may have a mere loan of the operator and of the arguments, that ends as soon as the GIL is free:
@@ -157,6 +163,25 @@ static PyObject* operator_compute(PyObject* object, PyObject* arguments) {
   PyThreadState* thread = few ? NULL : PyEval_SaveThread();
   relu_ops_status status = relu_ops_call(self->op, tensors, tensors + self->input_count, &options);
   if (thread) PyEval_RestoreThread(thread);
+  PyMem_Free(tensors);
+  if (status) return relu_ops_raise(status);
+  Py_RETURN_NONE;
+}
+
+/* compute_on(rows, stream): on arrays of a device, as rows of relu_ops_capsule_row; what the core refuses is
+ * raised. */
+static PyObject* operator_compute_on(PyObject* object, PyObject* arguments) {
+  OperatorObject* self = (OperatorObject*)object;
+  PyObject* rows;
+  unsigned long long stream;
+  if (!PyArg_ParseTuple(arguments, "OK", &rows, &stream)) return NULL;
+  DLTensor* tensors = relu_ops_describe_rows(self, rows);
+  if (!tensors) return NULL;
+  relu_ops_options options = {.stream = (void*)(uintptr_t)stream};
+  relu_ops_status status;
+  Py_BEGIN_ALLOW_THREADS
+  status = relu_ops_call(self->op, tensors, tensors + self->input_count, &options);
+  Py_END_ALLOW_THREADS
   PyMem_Free(tensors);
   if (status) return relu_ops_raise(status);
   Py_RETURN_NONE;
@@ -221,8 +246,39 @@ typedef struct {
   vectorcallfunc vectorcall;
   relu_ops_bound* bound;
   bool few;
+  bool on_device;
+  int32_t device;
+  bool of_torch;       /* torch may tell the stream itself */
+  PyObject* stream_of; /* on a device: gives the stream of each run; NULL: it is fixed */
   PyObject *arrays, *name, *inputs, *out;
 } BoundObject;
+
+/* Put a bound call on the stream that is current now; the status, or -1 with an error. */
+static int run_on_current(const BoundObject* self) {
+  void* stream = NULL;
+  if (self->of_torch && relu_ops_torch_stream(self->device, &stream))
+    return (int)relu_ops_run_on(self->bound, stream);
+  PyObject* handle = PyObject_CallNoArgs(self->stream_of);
+  if (handle) stream = PyLong_AsVoidPtr(handle);
+  Py_XDECREF(handle);
+  return PyErr_Occurred() ? -1 : (int)relu_ops_run_on(self->bound, stream);
+}
+
+static PyObject* run_on_device(BoundObject* self) {
+  int status;
+  Py_INCREF(self);
+  if (self->stream_of) {
+    status = run_on_current(self);
+  } else {
+    Py_BEGIN_ALLOW_THREADS
+    status = (int)relu_ops_run(self->bound);
+    Py_END_ALLOW_THREADS
+  }
+  Py_DECREF(self);
+  if (status > 0) return relu_ops_raise((relu_ops_status)status);
+  if (status < 0) return NULL;
+  Py_RETURN_NONE;
+}
 
 static PyObject* bound_vectorcall(PyObject* object, PyObject* const* arguments, size_t flags,
                                   PyObject* names) {
@@ -230,6 +286,7 @@ static PyObject* bound_vectorcall(PyObject* object, PyObject* const* arguments, 
   (void)arguments;
   if (PyVectorcall_NARGS(flags) || (names && PyTuple_GET_SIZE(names)))
     return relu_ops_call_careful("refuse_arguments", &object, 1);
+  if (self->on_device) return run_on_device(self);
   if (self->few) {
     relu_ops_run(self->bound);
     Py_RETURN_NONE;
@@ -243,6 +300,27 @@ static PyObject* bound_vectorcall(PyObject* object, PyObject* const* arguments, 
   Py_RETURN_NONE;
 }
 
+/* Bind arrays, and hold what has their memory. A new reference, or NULL with an error. */
+static BoundObject* new_bound(OperatorObject* self, const DLTensor* tensors, const relu_ops_options* options,
+                              PyObject* held, PyObject* inputs, PyObject* out) {
+  relu_ops_bound* bound = NULL;
+  relu_ops_status status =
+      relu_ops_bind(self->op, tensors, tensors + self->input_count, options, &bound);
+  if (status) return (BoundObject*)relu_ops_raise(status);
+  BoundObject* call = (BoundObject*)relu_ops_known.bound_type->tp_alloc(relu_ops_known.bound_type, 0);
+  if (!call) {
+    relu_ops_free(bound);
+    return NULL;
+  }
+  call->vectorcall = bound_vectorcall;
+  call->bound = bound;
+  call->arrays = Py_NewRef(held);
+  call->name = Py_NewRef(self->name);
+  call->inputs = Py_NewRef(inputs);
+  call->out = Py_NewRef(out);
+  return call;
+}
+
 /* bound(arrays, threads, inputs, out): a bound call on NumPy arrays, which it holds. */
 static PyObject* operator_bound(PyObject* object, PyObject* arguments) {
   OperatorObject* self = (OperatorObject*)object;
@@ -251,30 +329,38 @@ static PyObject* operator_bound(PyObject* object, PyObject* arguments) {
   if (!PyArg_ParseTuple(arguments, "OiOO", &arrays, &options.threads, &inputs, &out)) return NULL;
   DLTensor* tensors = relu_ops_describe(self, arrays);
   if (!tensors) return NULL;
-  relu_ops_bound* bound = NULL;
-  relu_ops_status status =
-      relu_ops_bind(self->op, tensors, tensors + self->input_count, &options, &bound);
-  bool few = are_few(self, tensors);
+  BoundObject* call = new_bound(self, tensors, &options, arrays, inputs, out);
+  if (call) call->few = are_few(self, tensors);
   PyMem_Free(tensors);
-  if (status) return relu_ops_raise(status);
-  BoundObject* call = (BoundObject*)relu_ops_known.bound_type->tp_alloc(relu_ops_known.bound_type, 0);
-  if (!call) {
-    relu_ops_free(bound);
+  return (PyObject*)call;
+}
+
+/* bound_on(rows, stream, stream_of, of_torch, inputs, out, held): a bound call on arrays of a device. stream:
+ * a handle, or None where stream_of gives one at each run; of_torch: it is torch's current one. */
+static PyObject* operator_bound_on(PyObject* object, PyObject* arguments) {
+  OperatorObject* self = (OperatorObject*)object;
+  PyObject *rows, *stream, *stream_of, *inputs, *out, *held;
+  int of_torch;
+  if (!PyArg_ParseTuple(arguments, "OOOpOOO", &rows, &stream, &stream_of, &of_torch, &inputs, &out, &held))
     return NULL;
+  relu_ops_options options = {.stream = stream == Py_None ? NULL : PyLong_AsVoidPtr(stream)};
+  DLTensor* tensors = PyErr_Occurred() ? NULL : relu_ops_describe_rows(self, rows);
+  if (!tensors) return NULL;
+  BoundObject* call = new_bound(self, tensors, &options, held, inputs, out);
+  if (call) {
+    call->on_device = true;
+    call->of_torch = of_torch;
+    call->device = tensors[self->input_count].device.device_id;
+    call->stream_of = stream == Py_None ? Py_NewRef(stream_of) : NULL;
   }
-  call->vectorcall = bound_vectorcall;
-  call->bound = bound;
-  call->few = few;
-  call->arrays = Py_NewRef(arrays);
-  call->name = Py_NewRef(self->name);
-  call->inputs = Py_NewRef(inputs);
-  call->out = Py_NewRef(out);
+  PyMem_Free(tensors);
   return (PyObject*)call;
 }
 
 static int bound_traverse(PyObject* object, visitproc visit, void* arg) {
   BoundObject* self = (BoundObject*)object;
   Py_VISIT(Py_TYPE(object));
+  Py_VISIT(self->stream_of);
   Py_VISIT(self->arrays);
   Py_VISIT(self->inputs);
   Py_VISIT(self->out);
@@ -287,6 +373,7 @@ static void bound_dealloc(PyObject* object) {
   PyTypeObject* type = Py_TYPE(object);
   PyObject_GC_UnTrack(object);
   relu_ops_free(self->bound);
+  Py_XDECREF(self->stream_of);
   Py_XDECREF(self->arrays);
   Py_XDECREF(self->name);
   Py_XDECREF(self->inputs);
@@ -354,16 +441,38 @@ static int expect_all(OperatorObject* self) {
   return 0;
 }
 
-/* Operator(handle, name=None, target=None, bundle=None) */
+/* "cpu", or "cuda:0": a new reference, or NULL with an error. */
+static PyObject* name_of_device(DLDevice device) {
+  if (device.device_type == kDLCPU) return PyUnicode_FromString("cpu");
+  return PyUnicode_FromFormat("cuda:%d", (int)device.device_id);
+}
+
+/* Whoever calls the class itself is told where operators come from. */
+static PyObject* refuse_new(void) {
+  if (!PyErr_ExceptionMatches(PyExc_TypeError)) return NULL;
+  PyErr_Clear();
+  return relu_ops_call_careful("refuse_new", NULL, 0);
+}
+
+/* Operator(handle, name=None, target=None, bundle=None, cuda=-1): for the CUDA device of a number, or for
+ * the CPU. Loading code into a device takes milliseconds, without the GIL. */
 static PyObject* operator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
-  static char* names[] = {"handle", "name", "target", "bundle", NULL};
+  static char* names[] = {"handle", "name", "target", "bundle", "cuda", NULL};
   PyObject *handle, *bundle = Py_None;
   const char *name = NULL, *target = NULL;
-  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!|zzO", names, relu_ops_known.bundle_type, &handle,
-                                   &name, &target, &bundle))
-    return NULL;
+  int cuda = -1;
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O!|zzOi", names, relu_ops_known.bundle_type, &handle,
+                                   &name, &target, &bundle, &cuda))
+    return refuse_new();
   relu_ops_operator* op;
-  relu_ops_status status = relu_ops_load(((BundleObject*)handle)->bundle, name, target, &op);
+  relu_ops_status status;
+  if (cuda < 0) {
+    status = relu_ops_load(((BundleObject*)handle)->bundle, name, target, &op);
+  } else {
+    Py_BEGIN_ALLOW_THREADS
+    status = relu_ops_load_on(((BundleObject*)handle)->bundle, name, target, (DLDevice){kDLCUDA, cuda}, &op);
+    Py_END_ALLOW_THREADS
+  }
   if (status) return relu_ops_raise(status);
   OperatorObject* self = (OperatorObject*)type->tp_alloc(type, 0);
   if (!self) {
@@ -378,7 +487,9 @@ static PyObject* operator_new(PyTypeObject* type, PyObject* arguments, PyObject*
   self->target = PyUnicode_FromString(relu_ops_target(op));
   self->wanted = target ? PyUnicode_FromString(target) : Py_NewRef(Py_None);
   self->bundle = Py_NewRef(bundle);
-  if (!self->name || !self->target || !self->wanted || expect_all(self)) Py_CLEAR(self);
+  self->on_device = relu_ops_device(op).device_type != kDLCPU;
+  self->device = name_of_device(relu_ops_device(op));
+  if (!self->name || !self->target || !self->wanted || !self->device || expect_all(self)) Py_CLEAR(self);
   return (PyObject*)self;
 }
 
@@ -403,6 +514,7 @@ static void operator_dealloc(PyObject* object) {
   Py_XDECREF(self->name);
   Py_XDECREF(self->target);
   Py_XDECREF(self->wanted);
+  Py_XDECREF(self->device);
   Py_XDECREF(self->bundle);
   Py_XDECREF(self->inputs);
   Py_XDECREF(self->outputs);
@@ -484,6 +596,8 @@ static PyMemberDef operator_members[] = {
      "The target whose image is loaded."},
     {"wanted_target", T_OBJECT_EX, offsetof(OperatorObject, wanted), READONLY,
      "The target that was asked for, or None."},
+    {"device", T_OBJECT_EX, offsetof(OperatorObject, device), READONLY,
+     "Where it runs: \"cpu\", or a CUDA device such as \"cuda:0\"."},
     {"bundle", T_OBJECT_EX, offsetof(OperatorObject, bundle), READONLY, "The bundle it came from."},
     {NULL, 0, 0, 0, NULL}};
 
@@ -494,14 +608,16 @@ static PyGetSetDef operator_properties[] = {
     {NULL, NULL, NULL, NULL, NULL}};
 
 PyDoc_STRVAR(bind_doc,
-             "bind($self, /, *inputs, out=None, threads=None)\n--\n\n"
+             "bind($self, /, *inputs, out=None, threads=None, stream=None)\n--\n\n"
              "Convert the arguments once; the returned call computes on them as often as wanted.\n\n"
              "The arrays are kept alive, and read and written where they are: an array that would have\n"
              "to be copied (misaligned, foreign byte order, overlapping `out` in part) is refused.\n\n"
              "Args:\n"
              "    *inputs: As for a call.\n"
              "    out: As for a call; made where it is not given.\n"
-             "    threads: As for a call.\n\n"
+             "    threads: As for a call.\n"
+             "    stream: As for a call; where none is given, each run goes to the one that is then\n"
+             "        current.\n\n"
              "Raises:\n"
              "    ArgumentTypeError: As for a call.\n"
              "    ArgumentError: As for a call, or an array would have to be copied.");
@@ -511,6 +627,9 @@ static PyMethodDef operator_methods[] = {
     {"compute", operator_compute, METH_VARARGS,
      "Compute on a tuple of NumPy arrays as they lie, inputs then outputs."},
     {"bound", operator_bound, METH_VARARGS, "A bound call on a tuple of NumPy arrays as they lie."},
+    {"compute_on", operator_compute_on, METH_VARARGS,
+     "Compute on rows of capsule_row, inputs then outputs, on a stream."},
+    {"bound_on", operator_bound_on, METH_VARARGS, "A bound call on rows of capsule_row."},
     {"output_shapes", operator_output_shapes, METH_O,
      "The shapes of the outputs, for inputs of some shapes."},
     {"__copy__", operator_copy, METH_NOARGS, NULL},
@@ -525,20 +644,25 @@ PyDoc_STRVAR(
     "Call it with arrays: `y = op(x)`, `op(x, out=y)`, in place `op(x, out=x)`; with several outputs\n"
     "`out` is a sequence and so is the result. NumPy in, NumPy out; torch in, torch out; anything\n"
     "else that speaks DLPack on the CPU is taken, and gives NumPy arrays. What carries more\n"
-    "than numbers, which a result would lose (masked elements, nulls, a gradient, a unit), is refused.\n\n"
+    "than numbers, which a result would lose (masked elements, nulls, a gradient, a unit), is refused.\n"
+    "On a CUDA device: torch, CuPy and JAX arrays that lie there, or any by DLPack; the result is of\n"
+    "the kind of the first, and the call is put on the current stream of that kind, or on `stream`.\n\n"
     "A call takes one array per input, of its dtype and of a shape that the model allows; Python\n"
     "numbers and sequences are converted. `out` is where to write: an array (a sequence of them for\n"
     "several outputs) of the output's dtype and shape; it may be an input, and an input that it\n"
     "overlaps otherwise is read as it was before. `threads` is how many threads this call uses at\n"
-    "most, 1 to 256; None for the process's default (`relu_ops.set_num_threads`). It returns the\n"
+    "most, 1 to 256; None for the process's default (`relu_ops.set_num_threads`). A device takes\n"
+    "`stream` in its place: a handle, or a stream of torch or CuPy. It returns the\n"
     "output, or a tuple of outputs: `out` where it was given. It raises `ArgumentTypeError` where an\n"
     "argument has the wrong type or dtype, and `ArgumentError` where one has the wrong shape or\n"
-    "device, or there are too many, or threads is out of range.\n\n"
+    "device, or there are too many, or threads is out of range; and `DeviceError` where a device\n"
+    "failed.\n\n"
     "Attributes:\n"
     "    name: The name of the operator.\n"
     "    inputs: Name, dtype and shape of every input.\n"
     "    outputs: The same of every output.\n"
     "    target: The target whose image is loaded.\n"
+    "    device: Where it runs: \"cpu\", or a CUDA device such as \"cuda:0\".\n"
     "    bundle: The bundle it came from.");
 
 static PyType_Slot operator_slots[] = {{Py_tp_doc, (void*)operator_doc},

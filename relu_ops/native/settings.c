@@ -198,7 +198,7 @@ static relu_ops_status refuse_variable(void) {
     relu_ops_append(&shown, *at >= ' ' && *at <= '~' ? "%c" : "\\x%02x", (unsigned char)*at);
   relu_ops_fail(RELU_OPS_ARGUMENT, THREADS_VARIABLE " must be 1 to %d (not '%s')", RELU_OPS_MOST_THREADS,
                 shown.text);
-  return RELU_OPS_ARGUMENT;
+  return relu_ops_advise(RELU_OPS_ARGUMENT, "unset it for as many threads as the process may use");
 }
 
 relu_ops_status relu_ops_default_settings(relu_ops_settings* settings) {

@@ -121,12 +121,12 @@ static bool names_a_model(const char* path) {
   return length >= 5 && strcmp(path + length - 5, ".onnx") == 0;
 }
 
-relu_ops_status relu_ops_open_directory(const char* path, Source* source) {
+relu_ops_status relu_ops_open_directory(const char* path, const char* shown, Source* source) {
   int directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  *source = (Source){.shown = path, .read = read_from_directory,
+  *source = (Source){.shown = shown, .read = read_from_directory,
                      .refuse_others = refuse_others_in_directory, .directory = directory, .sums = -1};
   if (directory >= 0) return RELU_OPS_OK;
-  relu_ops_fail(RELU_OPS_BUNDLE, "%s: no bundle can be read there: %s", path, strerror(errno));
+  relu_ops_fail(RELU_OPS_BUNDLE, "%s: no bundle can be read there: %s", shown, strerror(errno));
   if (!names_a_model(path)) return relu_ops_advise(RELU_OPS_BUNDLE, WHAT_IT_IS);
   return relu_ops_advise(RELU_OPS_BUNDLE,
                          "build a bundle of a model first: relu_ops.build, or relu-ops build");

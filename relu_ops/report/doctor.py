@@ -201,9 +201,19 @@ def _targets() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    from relu_ops.targets import CUDA_IS_OFF
+    from relu_ops.runtime import driver
 
-    return {"state": CUDA_IS_OFF, "problem": None}
+    found = driver.probe()
+    version = None if found.version is None else "{}.{}".format(*found.version)
+    gpus = [f"cuda:{k} {gpu.name} (sm_{gpu.architecture})" for k, gpu in enumerate(found.gpus)]
+    state = "no driver" if version is None else f"driver of CUDA {version}"
+    return {
+        "state": f"{state}, {', '.join(gpus) or 'no device'}",
+        "driver": version,
+        "devices": gpus,
+        "absent": found.problem,  # which is no problem of this installation
+        "problem": None,
+    }
 
 
 def _cache() -> dict[str, Any]:

@@ -51,8 +51,8 @@ def describe(path_or_model: Model | Bundle) -> dict[str, Any]:
     """Describe a bundle or an ONNX model.
 
     Args:
-        path_or_model: A bundle's directory, a `Bundle` (as of `op.bundle`), an .onnx file, the
-            bytes of one, or an `onnx.ModelProto`.
+        path_or_model: A bundle's directory, a `Bundle` (as of `op.bundle`), or a model, as for
+            `relu_ops.compile`.
 
     Returns:
         Plain data. For both: "kind" ("bundle" or "model"), "path", "operators" (each with "name",
@@ -101,7 +101,15 @@ def source(
     chosen = _best_target(held) if target in (None, "native") else targets.resolve(target)
     if kind not in KINDS[chosen.kind]:
         kinds = ", ".join(KINDS[chosen.kind])
-        raise ArgumentError(f"source: kind must be one of {kinds} for {chosen} (not {kind!r})")
+        raise ArgumentError(
+            f"source: kind must be one of {kinds} for {chosen} (not {kind!r})",
+            "tir is TVM's loops, assembly the machine code that ships",
+        )
+    if held is None and name is not None:
+        raise ArgumentError(
+            f"source: name chooses an operator of a bundle, and a model is one (not {name!r})",
+            "leave it out",
+        )
     operator = None if held is None else held.operator_name(name)
     if kind == "assembly":
         require("capstone", "inspect", f"{_PURPOSE}.source of machine code")
@@ -316,8 +324,7 @@ def _signature(held: Bundle, name: str) -> dict[str, Any]:
 
 
 def _target(target: Target) -> dict[str, Any]:
-    cuda = target.kind == "cuda"
-    reason = targets.CUDA_IS_OFF if cuda else targets.why_not(target, targets.this_machine())
+    reason = targets.why_not(target, targets.this_machine())
     return {"name": target.name, "runs_here": reason is None, "why_not": reason}
 
 
@@ -568,12 +575,20 @@ def _show_targets(description: Mapping[str, Any]) -> list[str]:
         (
             target["name"],
             *([_bytes(target["size"])] if "size" in target else []),
-            "runs here" if target["runs_here"] else f"not here: {target['why_not']}",
+            _show_where(target),
         )
         for target in description["targets"]
     ]
     heading = "targets" if description["kind"] == "bundle" else "targets it can be built for"
     return [heading, *_table(rows)]
+
+
+def _show_where(target: Mapping[str, Any]) -> str:
+    """Where a target runs; of CUDA, which drivers and devices an image is for."""
+    if targets.parse(target["name"]).kind == "cuda" and "requires" in target:
+        version, *codes = target["requires"]
+        return f"for CUDA {version.removeprefix('cuda_')}: {', '.join(codes)}"
+    return "runs here" if target["runs_here"] else f"not here: {target['why_not']}"
 
 
 def _file_rows(description: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -434,8 +434,14 @@ def _format_of(path: str | os.PathLike[str]) -> str:
         raise ArgumentTypeError(f"plot: path must be a path (not {type(path).__name__})")
     suffix = Path(path).suffix
     if suffix[1:].lower() not in FORMATS:
-        raise ArgumentError(f"plot: the suffix of {path} must be .png or .svg (not {suffix!r})")
+        raise ArgumentError(
+            f"plot: the suffix of {path} must be .png or .svg (not {suffix!r})",
+            f"for example {Path(path).with_suffix('.png')}",
+        )
     return suffix[1:].lower()
+
+
+_USUAL_RANGE = "for example -10 and 10, which are the default"
 
 
 def _check_range(low: float, high: float, points: int) -> None:
@@ -443,13 +449,16 @@ def _check_range(low: float, high: float, points: int) -> None:
         if not isinstance(value, Real) or isinstance(value, bool):
             raise ArgumentTypeError(f"plot: {name} must be a number (not {value!r})")
         if not math.isfinite(value):
-            raise ArgumentError(f"plot: {name} must be finite (not {value!r})")
+            raise ArgumentError(f"plot: {name} must be finite (not {value!r})", _USUAL_RANGE)
     if not low < high or not math.isfinite(high - low):
-        raise ArgumentError(f"plot: low must be below high (not {low} and {high})")
+        raise ArgumentError(f"plot: low must be below high (not {low} and {high})", _USUAL_RANGE)
     if not isinstance(points, Integral) or isinstance(points, bool):
         raise ArgumentTypeError(f"plot: points must be an integer (not {points!r})")
     if not 3 <= points <= MAXIMUM_POINTS:
-        raise ArgumentError(f"plot: points must be from 3 to {MAXIMUM_POINTS} (not {points})")
+        raise ArgumentError(
+            f"plot: points must be from 3 to {MAXIMUM_POINTS} (not {points})",
+            "2001 are the default: a picture has no more pixels",
+        )
 
 
 def _curve(entry: Curve | tuple[str, Operator]) -> Curve:
@@ -479,11 +488,14 @@ def _check_operator(label: str, operator: Operator) -> None:
         if len(tensors) != 1:
             names = ", ".join(tensor.name for tensor in tensors) or "none"
             raise ArgumentError(
-                f"plot: {label}: {operator.name} must have one {what} (not {len(tensors)}: {names})"
+                f"plot: {label}: {operator.name} must have one {what} "
+                f"(not {len(tensors)}: {names})",
+                "draw an operator of one number, such as relu_ops.graphs.leaky_relu()",
             )
     for tensor in _ends_of(operator):
         if not DTYPES[tensor.dtype].is_float:
             floats = ", ".join(name for name, row in DTYPES.items() if row.is_float)
             raise ArgumentTypeError(
-                f"plot: {label}: {tensor.name} must be one of {floats} (not {tensor.dtype})"
+                f"plot: {label}: {tensor.name} must be one of {floats} (not {tensor.dtype})",
+                "draw an operator of floats",
             )

@@ -79,7 +79,8 @@ def as_numpy(x: Any, spec: Tensor, operator: str) -> np.ndarray:
         )
     if array.ndim > MAXIMUM_ARRAY_RANK:
         raise ArgumentError(
-            f"{what} has {array.ndim} dimensions; at most {MAXIMUM_ARRAY_RANK} are supported"
+            f"{what} has {array.ndim} dimensions; at most {MAXIMUM_ARRAY_RANK} are supported",
+            "reshape it first: dimensions that lie together can be one",
         )
     return array.astype(native, copy=False)
 
@@ -94,32 +95,46 @@ def _conversion(x: Any, spec: Tensor) -> str:
 
 
 def _from_torch(x: Any, what: str) -> np.ndarray:
-    """View a tensor that is nothing but its memory.
+    """View a tensor that is nothing but its memory."""
+    torch = sys.modules["torch"]
+    plain = plain_tensor(x, what)
+    try:
+        if plain.dtype == torch.bfloat16:
+            return plain.view(torch.uint16).numpy().view(DTYPES["bfloat16"].numpy)
+        return plain.numpy()
+    except Exception as error:  # torch's, or of a mode that somebody has put around it
+        raise _without_memory(what, error) from error
+
+
+def _without_memory(what: str, error: Exception) -> ArgumentTypeError:
+    return ArgumentTypeError(
+        f"{what} has no plain memory: {str(error).partition(chr(10))[0]}",
+        "pass an ordinary torch.Tensor in the CPU's memory",
+    )
+
+
+def plain_tensor(x: Any, what: str, device: str = "cpu") -> Any:
+    """A tensor that is nothing but its memory, on a kind of device.
 
     A gradient that would be lost, and tensors that stand for something else (sparse, meta, fake,
     wrapped by torch.func), are refused; a negated or conjugated view is resolved.
     """
     torch = sys.modules["torch"]
-    _check_dense(x, what)
+    _check_dense(x, what, device)
     if x.requires_grad and torch.is_grad_enabled():
         name = what.split()[-1]
         raise ArgumentError(
             f"{what} requires a gradient, which this operator does not pass on",
-            f"pass {name}.detach(), or call it under torch.no_grad(), if none is wanted",
+            "call relu_ops.interop.torch.wrap(operator), which passes it on; or pass "
+            f"{name}.detach(), or call it under torch.no_grad(), if none is wanted",
         )
     try:
-        plain = x.detach().resolve_conj().resolve_neg()
-        if plain.dtype == torch.bfloat16:
-            return plain.view(torch.uint16).numpy().view(DTYPES["bfloat16"].numpy)
-        return plain.numpy()
-    except Exception as error:  # torch's, or of a mode that somebody has put around it
-        raise ArgumentTypeError(
-            f"{what} has no plain memory: {str(error).partition(chr(10))[0]}",
-            "pass an ordinary torch.Tensor in the CPU's memory",
-        ) from error
+        return x.detach().resolve_conj().resolve_neg()
+    except Exception as error:
+        raise _without_memory(what, error) from error
 
 
-def _check_dense(x: Any, what: str) -> None:
+def _check_dense(x: Any, what: str, device: str) -> None:
     torch, name = sys.modules["torch"], what.split()[-1]
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
         raise ArgumentTypeError(
@@ -134,12 +149,13 @@ def _check_dense(x: Any, what: str) -> None:
     if x.device.type == "meta":
         raise ArgumentError(
             f"{what} is on the device meta: it has a shape and no elements",
-            "pass a tensor in the CPU's memory",
+            "pass a tensor in the CPU's memory" if device == "cpu" else "pass one on the device",
         )
-    if x.device.type != "cpu":
+    if x.device.type != device:
         raise ArgumentError(
-            f"{what} is on the device {x.device}; this operator runs on the CPU",
-            f"move it with {name}.cpu()",
+            f"{what} is on the device {x.device}; this operator runs on "
+            f"{'the CPU' if device == 'cpu' else device}",
+            f"move it with {name}.{device}()",
         )
 
 
@@ -280,16 +296,21 @@ def check_out(out: Any, spec: Tensor, shape: tuple[int, ...], operator: str) -> 
 
 
 def _check_writable(out: Any, what: str) -> None:
+    reason = why_not_written(out)
+    if reason is None:
+        return
+    requires = "pass a tensor that requires none, or leave out away"
+    own = "pass a tensor of its own memory, such as torch.empty_like gives"
+    raise ArgumentError(f"{what} {reason}", requires if out.requires_grad else own)
+
+
+def why_not_written(out: Any) -> str | None:
+    """The reason why a torch tensor cannot be an output; None where it can."""
     if out.requires_grad:
-        raise ArgumentError(
-            f"{what} requires grad, and cannot be written in place",
-            "pass a tensor that requires none, or leave out away",
-        )
+        return "requires grad, and cannot be written in place"
     if out.is_neg() or out.is_conj():  # resolving it would give a copy
-        raise ArgumentError(
-            f"{what} is a negated view, and cannot be written in place",
-            "pass a tensor of its own memory, such as torch.empty_like gives",
-        )
+        return "is a negated view, and cannot be written in place"
+    return None
 
 
 def repeats_elements(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -1,4 +1,4 @@
-"""Loads operators: a bundle is read and checked, and the core chooses what of it runs here."""
+"""Loads operators: a bundle is read and checked, and the core chooses what of it runs there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 from relu_ops import log
 from relu_ops.bundle import store as bundles
 from relu_ops.bundle.store import Bundle
-from relu_ops.errors import ArgumentError, ArgumentTypeError, DeviceError
+from relu_ops.errors import ArgumentTypeError
 from relu_ops.runtime import threads
-from relu_ops.runtime.operator import Operator
+from relu_ops.runtime.operator import Operator, number_of
 
 
 def load(
@@ -25,7 +25,7 @@ def load(
     Args:
         path: The bundle's directory.
         name: Which of its operators; None where it has one.
-        device: "cpu".
+        device: "cpu", or a CUDA device: "cuda" (the first), "cuda:1".
         target: An image by its target's name, or None for the best that this machine can run.
         digest: The expected digest of the bundle, or None to accept the one found.
 
@@ -34,15 +34,14 @@ def load(
 
     Raises:
         ArgumentError: There is no operator of that name, or several and none was named; the
-            message lists the names. Or the device is no device.
+            message lists the names. Or the device is none.
         BundleError: The bundle is missing, damaged, or not the expected one.
-        DeviceError: The device is a CUDA device, which this version does not use.
+        DeviceError: There is no driver of CUDA or no such device, or it failed.
         TargetError: No image (or not the one asked for) can run here; the message lists every
             target and why not.
     """
-    if device != "cpu":
-        _refuse_device(device)
-    operator = operator_of(bundles.read(path, digest), name=name, target=target)
+    cuda = number_of(device)
+    operator = operator_of(bundles.read(path, digest), name=name, target=target, cuda=cuda)
     if log.hears("DEBUG"):
         _say_target(operator, target)
     return operator
@@ -52,23 +51,24 @@ def _say_target(operator: Operator, asked: str | None) -> None:
     """Log which image of a bundle was taken, and why."""
     from relu_ops import targets
 
-    why = targets.why(targets.parse(operator.target), asked or "native")
+    on_cpu = operator.device == "cpu"
+    why = f"the closest code for {operator.device}"
+    if on_cpu or asked:
+        why = targets.why(targets.parse(operator.target), asked or "native")
     said = (operator.name, operator.bundle.path, operator.target, why)
     log.say("DEBUG", "load: %s of %s: target %s: %s", *said)
 
 
-def _refuse_device(device: str) -> None:
-    import re
-
-    from relu_ops.targets import CUDA_IS_OFF
-
-    if isinstance(device, str) and re.fullmatch(r"cuda(:[0-9]{1,2})?", device):
-        raise DeviceError(f"device {device!r} cannot be used: {CUDA_IS_OFF}", "load it for the CPU")
-    raise ArgumentError(f"device must be 'cpu' (not {device!r})")
-
-
-def operator_of(bundle: Bundle, *, name: str | None = None, target: str | None = None) -> Operator:
+def operator_of(
+    bundle: Bundle, *, name: str | None = None, target: str | None = None, cuda: int = -1
+) -> Operator:
     """The operator of a bundle that was read: see `load`.
+
+    Args:
+        bundle: The bundle.
+        name: As for `load`.
+        target: As for `load`.
+        cuda: The number of a CUDA device; -1 for the CPU.
 
     Raises:
         ArgumentError: As for `load`; or RELU_OPS_NUM_THREADS is no number from 1 to 256.
@@ -81,7 +81,7 @@ def operator_of(bundle: Bundle, *, name: str | None = None, target: str | None =
         )
     if target is not None:
         target = _image_name(target)
-    return Operator(bundle.handle, name, target, bundle)
+    return Operator(bundle.handle, name, target, bundle, cuda)
 
 
 def _image_name(target: str) -> str | None:

@@ -60,6 +60,10 @@ def careful_call(op: Operator, inputs: tuple[Any, ...], keywords: Mapping[str, A
         ArgumentError: An argument has the wrong shape or device, or there are too many; or
             threads is out of range.
     """
+    if op.device != "cpu":
+        from relu_ops.runtime import device
+
+        return device.call(op, inputs, keywords)
     out, threads = _keywords(op, keywords)
     views, results, returned = _adapt(op, inputs, out)
     targets = [r if arrays.is_addressable(r) else np.empty_like(r) for r in results]
@@ -77,6 +81,10 @@ def careful_bind(op: Operator, inputs: tuple[Any, ...], keywords: Mapping[str, A
         ArgumentTypeError: As for a call.
         ArgumentError: As for a call, or an array would have to be copied.
     """
+    if op.device != "cpu":
+        from relu_ops.runtime import device
+
+        return device.bind(op, inputs, keywords)
     out, threads = _keywords(op, keywords)
     views, results, returned = _adapt(op, inputs, out)
     for tensor, given, view in zip(op.inputs, inputs, views, strict=True):
@@ -92,6 +100,18 @@ def careful_bind(op: Operator, inputs: tuple[Any, ...], keywords: Mapping[str, A
                 f"{op.name}: out for {tensor.name} is misaligned", "pass an aligned array"
             )
     return op.bound((*views, *results), threads, inputs, returned)
+
+
+def refuse_new() -> NoReturn:
+    """Say where operators come from, to whoever calls the class.
+
+    Raises:
+        ArgumentTypeError: Always.
+    """
+    raise ArgumentTypeError(
+        "an Operator is not made by calling the class",
+        "compile a model with relu_ops.compile, or load a bundle with relu_ops.load",
+    )
 
 
 def _keywords(op: Operator, keywords: Mapping[str, Any]) -> tuple[Any, int]:
@@ -110,19 +130,14 @@ def _keywords(op: Operator, keywords: Mapping[str, Any]) -> tuple[Any, int]:
 
 def _adapt(op: Operator, inputs: Sequence[Any], out: Any) -> Adapted:
     """Make arrays that the kernel can take; the core checks them."""
-    if len(inputs) != len(op.inputs):
-        names = ", ".join(tensor.name for tensor in op.inputs)
-        raise ArgumentTypeError(
-            f"{op.name} takes {counted(len(op.inputs), 'input')} ({names}), not {len(inputs)}",
-            "pass one array for each, by position, and where to write as out",
-        )
+    check_input_count(op, inputs)
     views = [arrays.as_numpy(x, t, op.name) for x, t in zip(inputs, op.inputs, strict=True)]
     shapes = op.output_shapes([view.shape for view in views])
     pairs = [
         arrays.allocate(tensor, shape, inputs)
         if one is None
         else (one, arrays.check_out(one, tensor, shape, op.name))
-        for one, tensor, shape in zip(_outs(op, out), op.outputs, shapes, strict=True)
+        for one, tensor, shape in zip(outs_of(op, out), op.outputs, shapes, strict=True)
     ]
     results = [array for _, array in pairs]
     _check_apart(op, results)
@@ -135,7 +150,17 @@ def _adapt(op: Operator, inputs: Sequence[Any], out: Any) -> Adapted:
     )
 
 
-def _outs(op: Operator, out: Any) -> Sequence[Any]:
+def check_input_count(op: Operator, inputs: Sequence[Any]) -> None:
+    """Refuse a call with more or fewer inputs than an operator has."""
+    if len(inputs) != len(op.inputs):
+        names = ", ".join(tensor.name for tensor in op.inputs)
+        raise ArgumentTypeError(
+            f"{op.name} takes {counted(len(op.inputs), 'input')} ({names}), not {len(inputs)}",
+            "pass one array for each, by position, and where to write as out",
+        )
+
+
+def outs_of(op: Operator, out: Any) -> Sequence[Any]:
     """One array or None an output."""
     count = len(op.outputs)
     if out is None:
@@ -181,6 +206,9 @@ def refuse_copies(call: BoundCall) -> NoReturn:
 # ---------------------------------------------------------------------------------------------
 # What an operator says of itself
 
+_LARGEST_NUMBER = 2**31 - 1
+"""Of a device, in C; there are fewer."""
+
 _DTYPE_NAMES = {dlpack_type(name): name for name in DTYPES}
 
 
@@ -197,28 +225,30 @@ def representation(op: Operator) -> str:
 
     return (
         f"<relu_ops.Operator {op.name}({show(op.inputs)}) -> ({show(op.outputs)}), "
-        f"target={op.target}>"
+        f"target={op.target}{'' if op.device == 'cpu' else f', device={op.device}'}>"
     )
 
 
 def signature(op: Operator) -> Signature:
     """The signature of a call, for `inspect` and whoever asks it."""
     names = [tensor.name for tensor in op.inputs]
-    usable = all(name.isidentifier() for name in names) and len({*names, "out", "threads"}) == (
+    keywords = ("out", "threads" if op.device == "cpu" else "stream")
+    usable = all(name.isidentifier() for name in names) and len({*names, *keywords}) == (
         len(names) + 2
     )
     if not usable:  # ONNX allows any text
         names = [f"x{k}" for k in range(len(names))]
     return Signature(
         [Parameter(name, Parameter.POSITIONAL_ONLY) for name in names]
-        + [Parameter(n, Parameter.KEYWORD_ONLY, default=None) for n in ("out", "threads")]
+        + [Parameter(n, Parameter.KEYWORD_ONLY, default=None) for n in keywords]
     )
 
 
 def reduced(op: Operator) -> tuple[Any, ...]:
     """How an operator is pickled: with all files of its bundle, so that it runs elsewhere too."""
-    held = op.bundle
-    arguments = (str(held.path), dict(held.contents), op.name, op.wanted_target, type(op))
+    held, number = op.bundle, number_of(op.device)
+    files = dict(held.contents)
+    arguments = (str(held.path), files, op.name, op.wanted_target, type(op), number)
     own = getattr(op, "__dict__", None)  # of a subclass
     return (_restored, arguments, own) if own else (_restored, arguments)
 
@@ -229,11 +259,35 @@ def token(op: Operator) -> tuple[Any, ...]:
 
 
 def _restored(
-    path: str, contents: dict[str, bytes], name: str, target: str | None, kind: type[Operator]
+    path: str,
+    contents: dict[str, bytes],
+    name: str,
+    target: str | None,
+    kind: type[Operator],
+    cuda: int = -1,
 ) -> Operator:
     """Unpickle: the files are checked against their digests as if they came from a directory."""
     from relu_ops.bundle import store as bundles
 
     held = bundles.from_contents(path, contents)
     heed_tuning()
-    return Operator.__new__(kind, held.handle, name, target, held)
+    return Operator.__new__(kind, held.handle, name, target, held, cuda)
+
+
+def number_of(device: str) -> int:
+    """The number of a CUDA device; -1 for the CPU.
+
+    >>> number_of("cuda:1"), number_of("cuda"), number_of("cpu")
+    (1, 0, -1)
+
+    Raises:
+        ArgumentError: It is no device.
+    """
+    kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if device == "cpu":
+        return -1
+    if kind == "cuda" and (device == "cuda" or (number.isascii() and number.isdecimal())):
+        return min(int(number or 0), _LARGEST_NUMBER)
+    raise ArgumentError(
+        f"device must be 'cpu', 'cuda' or 'cuda:N' (not {device!r})", "for example 'cuda:0'"
+    )

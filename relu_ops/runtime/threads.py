@@ -18,6 +18,7 @@ from relu_ops.runtime import tuning
 
 THREADS_VARIABLE = "RELU_OPS_NUM_THREADS"
 _MOST_THREADS = native.LIMITS["THREADS"]
+_DEFAULT = "None is the default: for a call the process's setting, for the process what it may use"
 
 
 class Settings(NamedTuple):
@@ -130,9 +131,11 @@ def check_count(what: str, count: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(count, bool):
-        raise ArgumentTypeError(f"{what} must be an int or None (not {type(count).__name__})")
+        raise ArgumentTypeError(
+            f"{what} must be an int or None (not {type(count).__name__})", _DEFAULT
+        )
     if not 1 <= number <= _MOST_THREADS:
-        raise ArgumentError(f"{what} must be 1 to {_MOST_THREADS} (not {number})")
+        raise ArgumentError(f"{what} must be 1 to {_MOST_THREADS} (not {number})", _DEFAULT)
     return number
 
 
@@ -143,5 +146,8 @@ def parse_count(what: str, text: str) -> int:
         ArgumentError: It is not a number from 1 to 256.
     """
     if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= _MOST_THREADS:
-        raise ArgumentError(f"{what} must be 1 to {_MOST_THREADS} (not {text!r})")
+        raise ArgumentError(
+            f"{what} must be 1 to {_MOST_THREADS} (not {text!r})",
+            "leave it out for as many as the process may use",
+        )
     return int(text)

@@ -1,4 +1,4 @@
-"""The whole check: every case, on every target that runs here, against every referee.
+"""The whole check: every case, on every target that runs here or a device, by every referee.
 
 It ends: after some seconds what is left is named and not run (unless every pattern was asked
 for), and no call is made whose arrays would not fit into memory.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -17,11 +17,12 @@ from relu_ops import targets
 from relu_ops.bundle import store as bundles
 from relu_ops.errors import ArgumentError, ArgumentTypeError, TargetError, require
 from relu_ops.runtime import dispatch
-from relu_ops.runtime.operator import Operator
+from relu_ops.runtime.operator import number_of
 from relu_ops.verification import cases
 from relu_ops.verification.calls import Arrays, Guarded, TooLargeError, call, check_size, inputs_of
 from relu_ops.verification.cases import Case
 from relu_ops.verification.compare import all_same
+from relu_ops.verification.device import OnDevice
 from relu_ops.verification.judge import Command, Judge, Jury, of_any_extent
 from relu_ops.verification.referees import CONTRACT
 from relu_ops.verification.report import Report
@@ -42,6 +43,7 @@ def verify(
     *,
     name: str | None = None,
     target: str | None = None,
+    device: str = "cpu",
     exhaustive: bool = False,
     seed: int = 0,
     case: int | None = None,
@@ -53,10 +55,12 @@ def verify(
     the report. With `exhaustive` it takes as long as it takes.
 
     Args:
-        model: A bundle's directory; or an `onnx.ModelProto`, its bytes or the path of a file,
-            which is compiled for every x86 level.
+        model: A bundle's directory; or a model, as for `relu_ops.compile`, which is compiled for
+            every x86 level or, for a device, for the target `cuda`.
         name: Which operator of a bundle; None where it has one.
         target: Only this target.
+        device: "cpu", or a CUDA device: "cuda" (the first), "cuda:1". Arrays are copied there and
+            back, by the driver alone.
         exhaustive: Also check every bit pattern of the input: for operators of one input of at
             most 32 bits.
         seed: Of the random draws.
@@ -68,23 +72,30 @@ def verify(
 
     Raises:
         ArgumentError: exhaustive was asked for and is not possible, or there is no such case,
-            seed or operator.
+            seed, operator or device.
         TargetError: No target can run here.
+        DeviceError: There is no driver or no such device, or it failed while the code was loaded.
         ModelError, BundleError: The model or bundle is not valid.
     """
     require("onnx", "verify", "relu_ops.verify")
     for what, value in (("seed", seed), ("case", 0 if case is None else case)):
         if not isinstance(value, SupportsIndex):
-            raise ArgumentTypeError(f"verify: {what} must be an int (not {type(value).__name__})")
+            raise ArgumentTypeError(
+                f"verify: {what} must be an int (not {type(value).__name__})",
+                "leave it out for the usual check",
+            )
     if seed < 0:
-        raise ArgumentError(f"verify: seed must be at least 0 (not {seed})")
-    subject = _subject(model, name, target, seed, exhaustive)
+        raise ArgumentError(f"verify: seed must be at least 0 (not {seed})", "leave it out for 0")
+    cuda = number_of(device)
+    everything = targets.CPU_TARGETS if cuda < 0 else ("cuda",)
+    subject = _subject(model, name, [target] if target else everything, seed, exhaustive)
     plan = subject.plan
     if case is not None and not 0 <= case < max(len(plan), 1):
         raise ArgumentError(f"verify: case must be 0 to {len(plan) - 1} (not {case})")
     report = Report(subject.name, unchecked=subject.unchecked)
-    operators = _operators(subject, target, report)
-    check = _Check(subject, operators, report, Command(subject.path, name, seed))
+    operators = _on_device(subject, target, cuda) if cuda >= 0 else None
+    operators = operators or _operators(subject, target, report)
+    check = _Check(subject, operators, report, Command(subject.path, name, seed, device))
     numbers = range(len(plan)) if case is None else [case] * min(len(plan), 1)
     title = f"verify {plan.graph.name}"
     shown = numbers if progress is None else progress(numbers, len(numbers), title)
@@ -130,12 +141,11 @@ class _Subject:
 
 
 def _subject(
-    model: Any, name: str | None, target: str | None, seed: int, exhaustive: bool
+    model: Any, name: str | None, names: Sequence[str], seed: int, exhaustive: bool
 ) -> _Subject:
     path = os.fsdecode(model) if isinstance(model, str | os.PathLike) else None
     if path is not None and Path(path).is_dir():
         return _read(bundles.read(path), name, path, seed, exhaustive)
-    names = [target] if target else list(targets.CPU_TARGETS)
     subject = _read(_compiled(model, names), name, path, seed, exhaustive)
     try:
         for case in subject.plan.first:
@@ -147,7 +157,7 @@ def _subject(
     return subject
 
 
-def _compiled(model: Any, names: list[str]) -> bundles.Bundle:
+def _compiled(model: Any, names: Sequence[str]) -> bundles.Bundle:
     from relu_ops import compiler
 
     return bundles.from_contents("the model", compiler.make(model, names))
@@ -164,13 +174,21 @@ def _read(
     return _Subject(bundle, operator, path, proto, plan)
 
 
-def _operators(subject: _Subject, target: str | None, report: Report) -> dict[str, Operator]:
+def _on_device(subject: _Subject, target: str | None, cuda: int) -> dict[str, Callable[..., Any]]:
+    """The operator of the image that runs on a device."""
+    operator = dispatch.operator_of(subject.bundle, name=subject.name, target=target, cuda=cuda)
+    return {operator.target: OnDevice(operator)}
+
+
+def _operators(
+    subject: _Subject, target: str | None, report: Report
+) -> dict[str, Callable[..., Any]]:
     """An operator for each target that can run; the others go into the report."""
     bundle, name = subject.bundle, subject.name
     if target is not None:
         operator = dispatch.operator_of(bundle, name=name, target=target)
         return {operator.target: operator}  # "native" names none
-    found = {}
+    found: dict[str, Callable[..., Any]] = {}
     for one in bundle.manifest.targets:
         try:
             found[one] = dispatch.operator_of(bundle, name=name, target=one)
@@ -187,7 +205,7 @@ class _Check:
     def __init__(
         self,
         subject: _Subject,
-        operators: Mapping[str, Operator],
+        operators: Mapping[str, Callable[..., Any]],
         report: Report,
         command: Command,
     ) -> None:
@@ -221,7 +239,9 @@ class _Check:
                 self._judge.compare(case, target, inputs, one, expected)
 
 
-def _results(operator: Operator, case: Case, inputs: Arrays, guarded: Guarded) -> list[Arrays]:
+def _results(
+    operator: Callable[..., Any], case: Case, inputs: Arrays, guarded: Guarded
+) -> list[Arrays]:
     """What an operator gives: into given outputs, and into its own where these are others."""
     given = call(operator, inputs, guarded.prepare())
     if case.repeats or case.exhaustive:  # large: once is enough

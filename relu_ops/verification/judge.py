@@ -35,20 +35,24 @@ class Command:
         path: The file or the bundle; None where there is none.
         name: Which operator of the bundle, where that was said.
         seed: Of the random draws.
+        device: Where it was checked.
     """
 
     path: str | None
     name: str | None
     seed: int
+    device: str = "cpu"
 
     def of(self, target: str, case: Case) -> str:
         """The line that repeats a case."""
         if self.path is None:
             every = ", exhaustive=True" if case.exhaustive else ""
+            every += "" if self.device == "cpu" else f", device={self.device!r}"
             options = f"seed={self.seed}, target={target!r}, case={case.number}{every}"
             return f"relu_ops.verify(model, {options})"
         path = f"./{self.path}" if self.path.startswith("-") else self.path
         every = " --exhaustive" if case.exhaustive else ""
+        every += "" if self.device == "cpu" else f" --device {self.device}"
         named = "" if self.name is None else f" --name {shlex.quote(self.name)}"
         options = f"--seed {self.seed} --target {target} --case {case.number}{every}"
         return f"relu-ops verify {shlex.quote(path)}{named} {options}"
@@ -73,7 +77,7 @@ class Jury:
     """The referees of one model."""
 
     def __init__(self, proto: Any, graph: ir.Graph, report: Report) -> None:
-        self._plain = without_functions(proto)
+        self._proto = proto
         self._referees, report.absent = referees(of_any_extent(proto), graph)
         self._absent = report.absent
 
@@ -100,7 +104,8 @@ class Jury:
     ) -> Expected:
         if all_same(contract, outputs):
             return Expected(outputs)
-        verdict = explain(referee, self._plain, inputs, contract, outputs)
+        plain = without_functions(self._proto)
+        verdict = explain(referee, plain, inputs, contract, outputs)
         return Expected(outputs, verdict.causes, verdict.unexplained)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ def referees(proto: Any, graph: ir.Graph) -> tuple[list[Referee], dict[str, str]
     found, absent = [contract], {}
     for name, engine, make in _OTHERS:
         try:
-            one = make(proto if engine == ONNXRUNTIME else without_functions(proto))
+            plain = without_functions(proto)  # without it no difference can be explained
+            one = make(proto if engine == ONNXRUNTIME else plain)
         except Exception as error:  # a referee that refuses a model is not a failure of ours
             absent[name] = reason(error)
         else:
@@ -106,12 +107,10 @@ def reason(error: Exception) -> str:
 
 
 def without_functions(proto: Any) -> Any:
-    """The model with its local functions inlined."""
-    if not proto.functions:
-        return proto
-    from onnx.inliner import inline_local_functions
+    """The model with its local functions written out."""
+    from relu_ops.compiler import frontend
 
-    return inline_local_functions(proto)
+    return frontend.without_functions(proto)
 
 
 def program_of(proto: Any) -> Program:
@@ -257,49 +256,93 @@ class _Evaluator:
 
 def _as_evaluated(proto: Any) -> Any:
     """The model with HardSwish as its body: onnx.reference has no function of its own for it."""
-    from onnx.inliner import inline_selected_functions
-
-    if all(node.op_type != "HardSwish" for node in proto.graph.node):
-        return proto
-    return inline_selected_functions(proto, [("", "HardSwish")], False, True)
+    return _expanded(proto, ["HardSwish"]) or proto
 
 
 class _FunctionBody(_Evaluator):
     """onnx.reference on a model whose operators are replaced by their ONNX function bodies."""
 
     def __init__(self, proto: Any) -> None:
-        from onnx.inliner import inline_selected_functions
-
-        expanded = inline_selected_functions(
-            _spelled_out(proto), [], exclude=True, inline_schema_functions=True
-        )
-        if [n.op_type for n in expanded.graph.node] == [n.op_type for n in proto.graph.node]:
+        expanded = _expanded(proto)
+        if expanded is None:
             raise ValueError("no operator of the model has a function body")
         super().__init__(expanded)
 
 
-def _spelled_out(proto: Any) -> Any:
-    """The model with default attributes and the types of constants written out.
+# ---------------------------------------------------------------------------------------------
+# Function bodies of ONNX's operators. Not by onnx.inliner, which knows neither the defaults of
+# attributes nor the types of constants, and gives up where an operand is absent.
 
-    The inliner of onnx 1.23 knows neither, and gives up on a body that needs their type.
-    """
+_BODIES = "relu_ops.bodies"
+"""The domain of functions that stand for operators while these are replaced."""
+
+
+def _expanded(proto: Any, operators: Container[str] | None = None) -> Any:
+    """A model with bodies for all operators that have one, or for some; None where none has."""
+    expanded = None
+    while (called := _calling(proto, operators)) is not None:
+        expanded = proto = without_functions(called)
+    return expanded
+
+
+def _calling(proto: Any, operators: Container[str] | None) -> Any:
+    """A model that calls functions where operators have bodies; None where none has."""
     import onnx
-    from onnx import defs, helper
 
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    opset = program_of(proto).opset
-    for node in copy.graph.node:
-        given = {attribute.name for attribute in node.attribute}
-        for name, declared in defs.get_schema(node.op_type, opset, "").attributes.items():
-            if name not in given and declared.default_value.type:
-                node.attribute.append(declared.default_value)
-    known = {info.name for info in (*copy.graph.input, *copy.graph.value_info)}
-    for tensor in copy.graph.initializer:
-        if tensor.name not in known:
-            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            copy.graph.value_info.append(info)
-    return copy
+    opset, types = program_of(proto).opset, _types_of(proto)
+    for number, node in enumerate(copy.graph.node):
+        if operators is not None and node.op_type not in operators:
+            continue
+        body = _body_of(node, opset, [types.get(name, onnx.TypeProto()) for name in node.input])
+        if body is not None:
+            body.domain, body.name = _BODIES, f"{node.op_type}_{number}"
+            # What a newer version of an operator in a body takes, an older one means the same by.
+            body.opset_import[0].version = opset
+            copy.functions.append(body)
+            node.attribute.extend(_defaults_of(node, opset))
+            node.domain, node.op_type = body.domain, body.name
+    return copy if copy.functions else None
+
+
+def _body_of(node: Any, opset: int, types: Sequence[Any]) -> Any:
+    """The newest body of an operator that an opset allows, or None."""
+    import onnx
+    from onnx import defs
+
+    schema = defs.get_schema(node.op_type, opset, "")
+    versions = [v for v in schema.all_function_opset_versions if v <= opset]
+    if not versions:
+        return None
+    if schema.has_context_dependent_function:
+        asked = node.SerializeToString(), [t.SerializeToString() for t in types]
+        content = schema.get_context_dependent_function_with_opset_version(max(versions), *asked)
+    else:
+        content = schema.get_function_with_opset_version(max(versions))
+    body = onnx.FunctionProto.FromString(content)
+    return body if body.node else None
+
+
+def _defaults_of(node: Any, opset: int) -> list[Any]:
+    """The attributes that a node leaves to the schema."""
+    from onnx import defs
+
+    given = {attribute.name for attribute in node.attribute}
+    declared = defs.get_schema(node.op_type, opset, "").attributes
+    return [d.default_value for n, d in declared.items() if n not in given and d.default_value.type]
+
+
+def _types_of(proto: Any) -> dict[str, Any]:
+    """The type of every value of a model, as far as onnx infers it."""
+    import onnx
+    from onnx import helper
+
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    types = {i.name: i.type for i in (*graph.value_info, *graph.input, *graph.output)}
+    for tensor in graph.initializer:
+        types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+    return types
 
 
 ONNXRUNTIME, ONNX_REFERENCE = "onnxruntime", "onnx.reference"

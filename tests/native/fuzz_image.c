@@ -106,14 +106,43 @@ static void check_entry(const Walk* w, KernelCall entry) {
   PROMISE(at >= code && at < code + w->image->header.code_size && (uintptr_t)at % 64 == 0);
 }
 
+static void walk_patterns(const Walk* w, const relu_ops_operator* op, int32_t number,
+                          const int8_t* patterns) {
+  walk(w, patterns, (size_t)op->operand_count);
+  for (int32_t k = 0; k < op->operand_count; ++k) {
+    PROMISE(patterns[k] >= -1 && patterns[k] <= 1);
+    PROMISE(number + 1 < op->kernel_count || patterns[k] == -1);
+  }
+}
+
 static void walk_kernel(const Walk* w, const relu_ops_operator* op, int32_t number) {
   const Kernel* kernel = &op->kernels[number];
   check_entry(w, kernel->call);
   if (kernel->stream) check_entry(w, kernel->stream);
-  walk(w, kernel->patterns, (size_t)op->operand_count);
-  for (int32_t k = 0; k < op->operand_count; ++k) {
-    PROMISE(kernel->patterns[k] >= -1 && kernel->patterns[k] <= 1);
-    PROMISE(number + 1 < op->kernel_count || kernel->patterns[k] == -1);
+  walk_patterns(w, op, number, kernel->patterns);
+}
+
+/* A fat binary is what its own header says, all of it in the code; constants have a place each. */
+static void walk_cuda(const Walk* w, const relu_ops_operator* op) {
+  FatBinary header;
+  const unsigned char* at = op->cuda.binary;
+  const unsigned char* code = w->base + w->image->header.code_at;
+  memcpy(&header, at, sizeof(header));
+  PROMISE(header.magic == FAT_BINARY_MAGIC && at >= code && (uintptr_t)at % 64 == 0);
+  PROMISE(sizeof(header) + header.size <= (size_t)(code + w->image->header.code_size - at));
+  walk(w, at, sizeof(header) + header.size);
+  for (int32_t k = 0; k < op->kernel_count; ++k) {
+    const CudaKernel* kernel = &op->cuda.kernels[k];
+    walk_text(w, kernel->name);
+    PROMISE(*kernel->name && kernel->unroll >= 1 && kernel->unroll <= 16);
+    PROMISE(kernel->lanes >= 1 && kernel->lanes <= 16 && !(kernel->lanes & (kernel->lanes - 1)));
+    walk_patterns(w, op, k, kernel->patterns);
+    PROMISE(k + 1 < op->kernel_count || kernel->lanes == 1);
+  }
+  for (int32_t k = 0; k < op->leaf_count; ++k) {
+    int64_t bytes = relu_ops_constant_bytes(&op->leaves[k], op->itemsizes[k]);
+    PROMISE(op->cuda.constant_at[k] >= 0 && op->cuda.constant_at[k] % 64 == 0);
+    PROMISE(op->cuda.constant_at[k] + bytes <= op->cuda.constant_bytes);
   }
 }
 
@@ -136,7 +165,9 @@ static void walk_operator(const Walk* w, const relu_ops_operator* op) {
     walk_terms(w, op, op->requirements[k].into);
   }
   for (int32_t k = 0; k < op->leaf_count; ++k) walk_leaf(w, op, &op->leaves[k], op->itemsizes[k]);
-  for (int32_t k = 0; k < op->kernel_count; ++k) walk_kernel(w, op, k);
+  PROMISE(is_for_cuda(op) == (w->image->header.machine == IMAGE_CUDA));
+  if (is_for_cuda(op)) walk_cuda(w, op);
+  for (int32_t k = 0; !is_for_cuda(op) && k < op->kernel_count; ++k) walk_kernel(w, op, k);
   PROMISE(op->vector_bytes >= 1 && op->vector_bytes <= 64);
 }
 
@@ -157,7 +188,8 @@ static void make_up(const relu_ops_operator* op, uint32_t seed, DLTensor* inputs
       shapes[k][d] = spec->rank < 0 || spec->dims[d] < 0 ? SOME[(seed >> 16) % (seed % 8 ? 6 : 10)]
                                                          : spec->dims[d];
     }
-    inputs[k] = (DLTensor){nowhere, {kDLCPU, 0}, rank, spec->dtype, shapes[k], NULL, 0};
+    DLDevice device = {(DLDeviceType)op->device_type, 0};
+    inputs[k] = (DLTensor){nowhere, device, rank, spec->dtype, shapes[k], NULL, 0};
   }
 }
 
@@ -165,9 +197,9 @@ static void make_up(const relu_ops_operator* op, uint32_t seed, DLTensor* inputs
 static void plan_call(const relu_ops_operator* op, const DLTensor* inputs, const int32_t* ranks,
                       Extents* shapes, DLTensor* outputs) {
   static _Alignas(64) char nowhere[RELU_OPS_MOST_OUTPUTS * 64];
+  DLDevice device = {(DLDeviceType)op->device_type, 0};
   for (int32_t k = 0; k < op->output_count; ++k)
-    outputs[k] = (DLTensor){nowhere + 64 * k, {kDLCPU, 0}, ranks[k], op->outputs[k].dtype, shapes[k], NULL,
-                            0};
+    outputs[k] = (DLTensor){nowhere + 64 * k, device, ranks[k], op->outputs[k].dtype, shapes[k], NULL, 0};
   relu_ops_bound* bound;
   if (relu_ops_bind(op, inputs, outputs, NULL, &bound) != RELU_OPS_OK) return;
   ++calls_planned;
@@ -200,7 +232,8 @@ static void check_refusal(relu_ops_status status, const char* shown) {
 static void map_operator(const Image* image, size_t number) {
   relu_ops_operator* op;
   relu_ops_status status = relu_ops_map_operator(image, number, &op);
-  PROMISE((status == RELU_OPS_TARGET) == (image->header.machine != ARCH_MACHINE));
+  uint32_t machine = image->header.machine;
+  PROMISE((status == RELU_OPS_TARGET) == (machine != ARCH_MACHINE && machine != IMAGE_CUDA));
   if (status != RELU_OPS_OK) {
     PROMISE(status != RELU_OPS_BUNDLE);
     check_refusal(status, "image");

@@ -1,7 +1,6 @@
 """Peers on a CUDA device, timed by the device's own events: torch, CuPy, relu_ops, and a copy.
 
-Untested where no device is: then each is left out, and says so. While CUDA is switched off, no plan
-has a target of theirs: see `runner.plan`.
+Untested where no device is: then each is left out, and says so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Turns a scheduled graph into device code: TVM writes CUDA C++, NVRTC compiles it.
+"""Turns scheduled kernels into device code: TVM writes CUDA C++, NVRTC compiles it.
 
-Nothing runs it yet: CUDA is switched off in this version. What is here decides every bit on a
-device, and is looked at and tested.
+No GPU, toolkit or C compiler takes part. Two runs over the same kernels with the same TVM and NVRTC
+give the same bytes, on every system.
 """
 
 from __future__ import annotations
@@ -102,14 +102,33 @@ def codes(target: Target) -> list[str]:
     return [*(f"sm_{sm}" for sm in wanted), *(f"compute_{sm}" for sm in ptx)]
 
 
-def fat_binary(graph: ir.Graph, target: Target, exact_flags: Sequence[str] = EXACT_FLAGS) -> bytes:
+def requirements(target: Target) -> tuple[str, ...]:
+    """What an image of a target says of the machines that it runs on.
+
+    Returns:
+        The version of CUDA that a driver must have, then each code that there is: a device needs
+        one of them.
+
+    Raises:
+        MissingDependencyError: NVRTC is not installed.
+        BuildError: NVRTC does not know the architecture.
+    """
+    return (f"cuda_{nvrtc.version()}", *codes(target))
+
+
+def fat_binary(
+    graph: ir.Graph,
+    kernels: Sequence[Kernel],
+    target: Target,
+    exact_flags: Sequence[str] = EXACT_FLAGS,
+) -> bytes:
     """The device code of a graph's kernels: every code of a target, in one file.
 
     Raises:
         MissingDependencyError: NVRTC, nvFatbin or the headers are not installed.
-        BuildError: The graph has too many operands, or NVRTC does not know the architecture.
+        BuildError: NVRTC does not know the architecture.
     """
-    source = device_source(graph, scheduled(graph))
+    source = device_source(graph, kernels)
     headers = {name: Path(__file__).with_name(name).read_text() for name in HEADERS}
     headers[_UNUSED_HEADER] = ""
     flags = [*exact_flags, *_LANGUAGE_FLAGS]

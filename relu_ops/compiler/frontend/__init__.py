@@ -6,19 +6,21 @@ this package. Knows onnx; never imports TVM.
 
 One module each: `read` (whatever holds a model, to a `ModelProto`; with `files`, `objects` and
 `external`), `check` (what must hold before anything is imported), `scope` (domains, opsets, where a
-node stands), `functions` (calls of local functions), `importer` (the graph), `operators` (what each
-operator means) and `shapes` (whether the declared shapes can work).
+node stands), `functions` (calls of local functions; with `inline`, which writes them out),
+`importer` (the graph), `operators` (what each operator means) and `shapes` (whether the declared
+shapes can work).
 """
 
 from __future__ import annotations
 
 from relu_ops.compiler.frontend.check import check_model
 from relu_ops.compiler.frontend.importer import Importer
+from relu_ops.compiler.frontend.inline import without_functions
 from relu_ops.compiler.frontend.operators import HANDLERS
 from relu_ops.compiler.frontend.read import Model, read_model
 from relu_ops.contract import ir
 
-__all__ = ["HANDLERS", "Model", "check_model", "import_model", "read_model"]
+__all__ = ["HANDLERS", "Model", "check_model", "import_model", "read_model", "without_functions"]
 
 
 def import_model(model: Model) -> ir.Graph:

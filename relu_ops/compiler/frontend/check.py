@@ -25,13 +25,13 @@ from onnx import TensorProto
 from relu_ops.compiler.frontend import limits
 from relu_ops.compiler.frontend.functions import Functions
 from relu_ops.compiler.frontend.scope import (
-    ONNX_NAMES,
     Frame,
     check_opset,
     check_scope,
     check_tensor,
     opsets_of,
 )
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ModelError, UnsupportedError
 
 
@@ -120,7 +120,9 @@ def check_node(node: onnx.NodeProto, frame: Frame, ir_version: int) -> None:
     try:
         onnx.checker.check_node(node, _context(ir_version, frame.opsets[""]))
     except Exception as error:
-        raise ModelError(f"{frame.describe(node)} is not valid ONNX: {_said(error)}") from error
+        said = _said(error)
+        hint = "a float has a point, in text too: 2.0" if "actual: 'INT'" in said else None
+        raise ModelError(f"{frame.describe(node)} is not valid ONNX: {said}", hint) from error
 
 
 def check_constant(tensor: TensorProto, ir_version: int) -> None:
@@ -159,13 +161,33 @@ def check_types(
             continue
         formal: Any = schema.inputs[min(position, len(schema.inputs) - 1)]
         types = allowed.get(formal.type_str, {formal.type_str})
-        if f"tensor({ONNX_NAMES.get(dtype, dtype)})" not in types:
+        if f"tensor({DTYPES[dtype].onnx_name})" not in types:
             raise ModelError(
                 f"{frame.describe(node)}: {node.op_type}-{schema.since_version} does not take "
-                f"{dtype} for {formal.name}; it takes {', '.join(sorted(types))}"
+                f"{dtype} for {formal.name}; it takes {', '.join(sorted(types))}",
+                _taken_later(node.op_type, schema, position, dtype),
             )
         if formal.is_homogeneous and bound.setdefault(formal.type_str, dtype) != dtype:
             raise ModelError(
                 f"{frame.describe(node)}: {node.op_type}: {formal.name} is {dtype} and must be "
-                f"{bound[formal.type_str]}, as the operand before it"
+                f"{bound[formal.type_str]}, as the operand before it",
+                f"cast one of them: add a Cast node, or make the constant {bound[formal.type_str]}",
             )
+
+
+def _taken_later(
+    operator: str, schema: onnx.defs.OpSchema, position: int, dtype: str
+) -> str | None:
+    """From which opset on an operator takes a dtype that it does not take yet."""
+    wanted = f"tensor({DTYPES[dtype].onnx_name})"
+    for opset in range(schema.since_version + 1, onnx.defs.onnx_opset_version() + 1):
+        later = onnx.defs.get_schema(operator, opset, "")
+        formal = later.inputs[min(position, len(later.inputs) - 1)]
+        for constraint in later.type_constraints:
+            known = constraint.type_param_str == formal.type_str
+            if known and wanted in constraint.allowed_type_strs:
+                return (
+                    f"from opset {opset} on it does: convert the model with "
+                    "onnx.version_converter.convert_version"
+                )
+    return "cast to one that it takes: add a Cast node"

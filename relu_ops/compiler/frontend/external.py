@@ -43,8 +43,35 @@ def tensors_of(proto: onnx.ModelProto) -> Iterator[TensorProto]:
             yield from default.tensors
 
 
+def _mentioned(graph: onnx.GraphProto) -> Iterator[str]:
+    """The names that nodes read, those of graphs inside them too, and the outputs."""
+    yield from (info.name for info in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _mentioned(inner)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Drop constants in files that nothing mentions: whatever they are, they stop no model."""
+    mentioned = set(_mentioned(graph))
+    unused = {
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL and tensor.name not in mentioned
+    }
+    for entries in (graph.initializer, graph.input):  # before IR 4 they are inputs too
+        kept = [entry for entry in entries if entry.name not in unused]
+        if len(kept) < len(entries):
+            copies = [type(entry).FromString(entry.SerializeToString()) for entry in kept]
+            del entries[:]
+            entries.extend(copies)
+
+
 def load(proto: onnx.ModelProto, folders: Sequence[Path]) -> None:
     """Read the external data of a model into it."""
+    _drop_unused(proto.graph)
     total = 0
     for tensor in tensors_of(proto):
         if tensor.data_location != TensorProto.EXTERNAL:

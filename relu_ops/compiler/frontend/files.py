@@ -6,6 +6,7 @@ model of another library. Each is named for what it is, with what to do.
 
 from __future__ import annotations
 
+import difflib
 import os
 import stat
 from collections.abc import Iterator
@@ -156,7 +157,8 @@ def read(path: Path) -> bytes:
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{path}: cannot be read: {reason}", _advice(str(path))) from error
+        hint = _advice(str(path)) or _nearby(path, error)
+        raise ModelError(f"{path}: cannot be read: {reason}", hint) from error
     _check_size(path, len(content), bound)
     return content
 
@@ -182,6 +184,19 @@ def _advice(path: str) -> str | None:
     if path.startswith("~"):
         return "~ stands for the home directory in a shell only: os.path.expanduser(path)"
     return None
+
+
+def _nearby(path: Path, error: Exception) -> str | None:
+    """What a missing file may be a misspelling of."""
+    if not isinstance(error, FileNotFoundError):
+        return None
+    if not path.parent.is_dir():
+        return f"there is no directory {path.parent}"
+    beside = [entry.name for entry in path.parent.glob("*.onnx")]
+    near = difflib.get_close_matches(path.name, beside, 1, 0.8)
+    if near:
+        return f"{path.parent / near[0]} is there"
+    return "pass the path of an .onnx file; a relative one begins in the current directory"
 
 
 def _directory(path: Path) -> ModelError:

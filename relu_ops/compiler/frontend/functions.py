@@ -7,8 +7,9 @@ with a `Frame` and with the caller's values under the function's names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import onnx
 import onnx.defs
@@ -20,6 +21,8 @@ from relu_ops.errors import ModelError, UnsupportedError
 
 Key = tuple[str, str, str]
 """Domain, name and overload."""
+
+_Value = TypeVar("_Value")
 
 
 def _key(function: FunctionProto) -> Key:
@@ -156,6 +159,38 @@ class Functions:
 
 
 # ---- a call
+
+
+def bound(node: NodeProto, names: Mapping[str, object], frame: Frame) -> NodeProto:
+    """The node with an empty name for each operand that its function was not given.
+
+    Args:
+        node: As `Frame.resolved` gives it.
+        names: What each name there stands for; None for an operand that was left out.
+        frame: Where the node stands.
+    """
+    for name in node.input:
+        if name and name not in names:
+            raise ModelError(
+                f"{frame.describe(node)}: input {name!r} is computed by no node before it"
+            )
+    if all(names[name] is not None for name in node.input if name):
+        return node
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = [n if n and names[n] is not None else "" for n in node.input]
+    while copy.input and not copy.input[-1]:
+        del copy.input[-1]
+    return copy
+
+
+def operands_of(
+    function: FunctionProto, node: NodeProto, names: Mapping[str, _Value | None]
+) -> dict[str, _Value | None]:
+    """What the names of a function's inputs stand for in a call; None for what is left out."""
+    given = [names[name] if name else None for name in node.input]
+    given += [None] * (len(function.input) - len(given))
+    return dict(zip(function.input, given, strict=True))
 
 
 def _inside(function: FunctionProto, frame: Frame, node: NodeProto) -> Frame:

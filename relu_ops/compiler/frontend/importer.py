@@ -15,7 +15,7 @@ import onnx.helper
 
 from relu_ops.compiler.frontend import limits, shapes
 from relu_ops.compiler.frontend.check import array_of, check_constant, check_node, check_types
-from relu_ops.compiler.frontend.functions import Functions, enter
+from relu_ops.compiler.frontend.functions import Functions, bound, enter, operands_of
 from relu_ops.compiler.frontend.operators import HANDLERS, Call
 from relu_ops.compiler.frontend.scope import (
     ELEMENT_TYPES,
@@ -122,7 +122,8 @@ class Importer:
         if dtype != self.values[value].dtype:
             raise ModelError(
                 f"{what} {info.name!r} is declared {dtype} and computed as "
-                f"{self.values[value].dtype}"
+                f"{self.values[value].dtype}",
+                "declare what is computed, or add a Cast node before it",
             )
         if declared is not None and computed is not None and _contradict(declared, computed):
             raise ModelError(
@@ -137,7 +138,7 @@ class Importer:
     def _nodes(self, nodes: Sequence[onnx.NodeProto], names: Names, frame: Frame) -> None:
         for node in nodes:
             function = self._functions.called(node)
-            node = self._bound(frame.resolved(node), names, frame)
+            node = bound(frame.resolved(node), names, frame)
             if function is None:
                 results: list[int | None] = [self._node(node, names, frame)]
             else:
@@ -148,30 +149,12 @@ class Importer:
                 if name:
                     names[name] = result
 
-    def _bound(self, node: onnx.NodeProto, names: Names, frame: Frame) -> onnx.NodeProto:
-        """The node with an empty name for each operand that its function was not given."""
-        for name in node.input:
-            if name and name not in names:
-                raise ModelError(
-                    f"{frame.describe(node)}: input {name!r} is computed by no node before it"
-                )
-        if all(names[name] is not None for name in node.input if name):
-            return node
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.input[:] = [n if n and names[n] is not None else "" for n in node.input]
-        while copy.input and not copy.input[-1]:
-            del copy.input[-1]
-        return copy
-
     def _function(
         self, function: onnx.FunctionProto, node: onnx.NodeProto, names: Names, frame: Frame
     ) -> list[int | None]:
         """Go into a function; its values, one for each output of the call that has a name."""
         inside = enter(function, node, frame)
-        given = [names[name] if name else None for name in node.input]
-        given += [None] * (len(function.input) - len(given))
-        inner: Names = dict(zip(function.input, given, strict=True))
+        inner: Names = operands_of(function, node, names)
         self._nodes(self._functions.body(function, node), inner, inside)
         for formal, name in zip(function.output, node.output, strict=False):
             if name and inner.get(formal) is None:

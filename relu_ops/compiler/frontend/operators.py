@@ -233,7 +233,8 @@ def _hard_sigmoid(call: Call, alpha: float | None = None, beta: float | None = N
     beta = call.attributes.get("beta", 0.5) if beta is None else beta
     product = call.apply("Mul", x, call.scalar(alpha, x))
     line = call.apply("Add", product, call.scalar(beta, x))
-    return call.apply("Max", call.apply("Min", line, call.scalar(1, x)), call.scalar(0, x))
+    # The bits of the body's Max and Min; and its derivative is 0 at the bounds, as others have it.
+    return call.apply("Clip", line, call.scalar(0, x), call.scalar(1, x))
 
 
 def _hard_swish(call: Call) -> int:

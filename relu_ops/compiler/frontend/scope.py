@@ -16,16 +16,13 @@ from onnx import AttributeProto, TensorProto
 from relu_ops.contract.semantics import DTYPES, MINIMUM_OPSET, OPERATORS
 from relu_ops.errors import ModelError, UnsupportedError
 
-ONNX_NAMES = {"float32": "float", "float64": "double"}
-"""ONNX's names of the dtypes that it calls otherwise."""
-
 ELEMENT_TYPES: dict[int, str] = {
-    TensorProto.DataType.Value(ONNX_NAMES.get(name, name).upper()): name for name in DTYPES
+    TensorProto.DataType.Value(row.onnx_name.upper()): name for name, row in DTYPES.items()
 }
 SUPPORTED_DTYPES = f"supported dtypes: {', '.join(DTYPES)}"
 SUPPORTED_OPERATORS = f"supported operators: {', '.join(OPERATORS)}"
 
-_CONVERT = "convert it with onnx.version_converter.convert_version, or install a newer onnx"
+_CONVERT = "convert it with onnx.version_converter.convert_version"
 
 
 def normal_domain(domain: str) -> str:
@@ -135,7 +132,8 @@ def check_opset(version: int, whose: str = "the model") -> None:
     newest = onnx.defs.onnx_opset_version()
     if not 1 <= version <= newest:
         raise UnsupportedError(
-            f"{whose}'s opset is {version}; it must be {MINIMUM_OPSET} to {newest}", _CONVERT
+            f"{whose}'s opset is {version}; it must be {MINIMUM_OPSET} to {newest}",
+            "install a newer onnx" if version > newest else _CONVERT,
         )
 
 

@@ -125,7 +125,7 @@ RELU_OPS_EXPORT const char* relu_ops_processor_feature(size_t number);
 /* An operator that is ready to be called. */
 typedef struct relu_ops_operator relu_ops_operator;
 
-/* Load an operator of a bundle: its image is mapped, and nothing of it runs.
+/* Load an operator of a bundle for the CPU: its image is mapped, and nothing of it runs.
  *
  * name: which one; NULL where there is only one. target: the image to take; NULL for the best that
  * this machine can run. On success *op is the caller's, to be given to relu_ops_release.
@@ -134,12 +134,27 @@ typedef struct relu_ops_operator relu_ops_operator;
 RELU_OPS_EXPORT relu_ops_status relu_ops_load(const relu_ops_bundle* bundle, const char* name,
                                               const char* target, relu_ops_operator** op);
 
+/* Load an operator of a bundle for a device: {kDLCPU, 0}, as relu_ops_load, or {kDLCUDA, N}.
+ *
+ * CUDA's driver is looked for at the first such call: the library that RELU_OPS_CUDA_DRIVER names, or
+ * libcuda.so.1. The device's primary context is used, and the code is loaded there, so that a launch can be
+ * captured in a graph afterwards; it stays there as long as the process lives. Other devices of the machine
+ * are made ready at their first call. target: the image to take; NULL for the one with the closest code.
+ * Errors as of relu_ops_load, and RELU_OPS_DEVICE: there is no driver or no such device, or the driver
+ * failed. */
+RELU_OPS_EXPORT relu_ops_status relu_ops_load_on(const relu_ops_bundle* bundle, const char* name,
+                                                 const char* target, DLDevice device,
+                                                 relu_ops_operator** op);
+
 /* Free an operator. Bound calls that were made of it stay valid. NULL is allowed. */
 RELU_OPS_EXPORT void relu_ops_release(relu_ops_operator* op);
 
 /* Its name, and the target whose image it is in. Live as long as the operator, as all below. */
 RELU_OPS_EXPORT const char* relu_ops_name(const relu_ops_operator* op);
 RELU_OPS_EXPORT const char* relu_ops_target(const relu_ops_operator* op);
+
+/* The device that it was loaded for. */
+RELU_OPS_EXPORT DLDevice relu_ops_device(const relu_ops_operator* op);
 
 /* What an input or output is declared to be. */
 typedef struct relu_ops_spec {
@@ -183,7 +198,7 @@ typedef struct relu_ops_host_threads {
 /* How a call is made; all zero is the default. */
 typedef struct relu_ops_options {
   int32_t threads;                   /* how many it uses at most, 1 to 256; 0: as the process is set */
-  void* stream;                      /* on a device: where it is put; must be NULL on the CPU */
+  void* stream;                      /* CUDA: where it is put; NULL: the default one. On the CPU: NULL */
   const relu_ops_host_threads* host; /* whose threads it uses; NULL: this library's own pool */
 } relu_ops_options;
 
@@ -192,10 +207,13 @@ typedef struct relu_ops_options {
  * inputs, outputs: one tensor each, of the declared dtype, in the memory of one device, of a shape that
  * the model allows, aligned to its element; strides in elements, or NULL where the array is compact. An
  * output may be an input's own memory, element for element, where there is one output; any other overlap
- * is refused. options: NULL for the default. On the CPU the work is done when it returns.
+ * is refused. options: NULL for the default. On the CPU the work is done when it returns. On a CUDA device
+ * it is put on the stream, in launches that a graph may capture, and the call waits for nothing: the memory
+ * of the tensors must live until the stream has come past it.
  *
  * Everything is checked before anything is written. RELU_OPS_TYPE, RELU_OPS_ARGUMENT: a tensor is not
- * what it must be. RELU_OPS_MEMORY: more than some tens of operands, and no memory to plan for them. */
+ * what it must be. RELU_OPS_MEMORY: more than some tens of operands, and no memory to plan for them.
+ * RELU_OPS_DEVICE: the driver failed; with this status alone, something may have been launched. */
 RELU_OPS_EXPORT relu_ops_status relu_ops_call(const relu_ops_operator* op, const DLTensor* inputs,
                                               const DLTensor* outputs, const relu_ops_options* options);
 
@@ -211,8 +229,12 @@ RELU_OPS_EXPORT relu_ops_status relu_ops_bind(const relu_ops_operator* op, const
                                               const DLTensor* outputs, const relu_ops_options* options,
                                               relu_ops_bound** bound);
 
-/* Compute what was bound. On the CPU it cannot fail. */
+/* Compute what was bound, on the stream of relu_ops_bind. On the CPU it cannot fail; on a device errors are
+ * as of relu_ops_call. */
 RELU_OPS_EXPORT relu_ops_status relu_ops_run(const relu_ops_bound* bound);
+
+/* The same on another stream of the device. RELU_OPS_ARGUMENT: it runs on the CPU. */
+RELU_OPS_EXPORT relu_ops_status relu_ops_run_on(const relu_ops_bound* bound, void* stream);
 
 /* Free a bound call. NULL is allowed. */
 RELU_OPS_EXPORT void relu_ops_free(relu_ops_bound* bound);

@@ -203,7 +203,7 @@ relu_ops_operator* new_operator(int inputs, int outputs, bool apart, const Kerne
   }
   memset(itemsizes, 4, (size_t)(inputs + outputs));
   atomic_init(&op->references, 1);
-  op->mapping = relu_ops_new_mapping(4096);
+  op->mapping = relu_ops_new_mapping(4096, true);
   op->name = "f";
   op->target = "by-hand";
   op->device_type = kDLCPU;

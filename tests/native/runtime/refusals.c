@@ -55,7 +55,8 @@ static void ranks_and_extents(void) {
   relu_ops_operator* op = sum_of(1);
   const int64_t ones[17] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   DLTensor x = tensor(A, 17, ones), y = tensor(Y, 0, NULL);
-  REFUSED_CALL(op, &x, &y, RELU_OPS_ARGUMENT, "f: a has 17 dimensions; at most 16 are supported", NULL);
+  REFUSED_CALL(op, &x, &y, RELU_OPS_ARGUMENT, "f: a has 17 dimensions; at most 16 are supported",
+               "reshape it first: dimensions that lie together can be one");
   x.ndim = -1;
   REFUSED_CALL(op, &x, &y, RELU_OPS_ARGUMENT, "f: a has -1 dimensions; it must have 0 to 16", NULL);
   x.ndim = 2;

@@ -36,6 +36,8 @@ static void the_default_is_found_when_needed(void) {
   CHECK(relu_ops_default_settings(&again) == RELU_OPS_OK && again.threads == usable_threads(""));
 }
 
+#define UNSET_IT "unset it for as many threads as the process may use"
+
 static void a_wrong_variable(void) {
   static const char* const wrong[][2] = {
       {"many", "many"}, {"0", "0"},       {"257", "257"}, {"1000", "1000"},    {" 2", " 2"},
@@ -47,8 +49,8 @@ static void a_wrong_variable(void) {
     char message[128];
     setenv(THREADS_VARIABLE, wrong[k][0], 1);
     snprintf(message, sizeof(message), "RELU_OPS_NUM_THREADS must be 1 to 256 (not '%s')", wrong[k][1]);
-    REFUSED(relu_ops_get_settings(&settings), RELU_OPS_ARGUMENT, message, NULL);
-    REFUSED(relu_ops_default_settings(&settings), RELU_OPS_ARGUMENT, message, NULL);
+    REFUSED(relu_ops_get_settings(&settings), RELU_OPS_ARGUMENT, message, UNSET_IT);
+    REFUSED(relu_ops_default_settings(&settings), RELU_OPS_ARGUMENT, message, UNSET_IT);
     call_large_with(op, NULL);
     CHECK(threads_of_process() == before); /* a call has one thread then, and is right */
   }

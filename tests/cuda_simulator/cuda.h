@@ -1,0 +1,1 @@
+/* Nothing of the driver is used in device code. */
