@@ -141,11 +141,11 @@ MUTANTS: tuple[Mutant, ...] = (
         of("codegen", "test_no_product_is_fused_with_a_sum[float32-scale_bias_relu-x86-64-v3]"),
     ),
     Mutant(
-        "a tiny bfloat16 product is rounded twice",
+        "float64 is rounded twice on its way to 16 bits",
         EMITTER,
         "odd = tirx.Select(tirx.Or(above, below), truncated | u32(1), bits)",
         "odd = tirx.Select(tirx.Or(above, below), truncated, bits)",
-        of("semantics", "test_kernels_round_narrow_products_once"),
+        of("semantics", "test_kernels_round_float64_to_narrow_floats_once"),
     ),
     Mutant(
         "float16 without F16C rounds ties to odd",
@@ -337,7 +337,7 @@ MUTANTS: tuple[Mutant, ...] = (
         RUN,
         "advance(plan, data, d, -extent[d]);",
         "advance(plan, data, d, 1 - extent[d]);",
-        of("operator", "test_many_dimensions"),
+        of("operator", "test_dimensions_that_cannot_be_merged_are_walked_and_walked_back"),
     ),
     Mutant(
         "small calls heed no settings",
@@ -572,10 +572,7 @@ MUTANTS: tuple[Mutant, ...] = (
         EXPLAIN,
         "wrong &= ~explained",
         "wrong &= not explained.any()",
-        of(
-            "verification_deviations",
-            "test_a_referee_that_is_wrong_for_no_known_cause_is_a_failure",
-        ),
+        of("verification_deviations", "test_one_element_that_is_explained_excuses_no_other"),
     ),
     Mutant(
         "a graph that was misunderstood passes",
@@ -585,11 +582,11 @@ MUTANTS: tuple[Mutant, ...] = (
         of("verification_deviations", "test_a_graph_that_was_misunderstood_is_found"),
     ),
     Mutant(
-        "the end of a large output is not compared",
+        "where a cut case is no multiple of its part, the rest is not compared",
         CASES,
         "counts = [-(-n // m) for n, m in zip(whole, small, strict=True)]",
         "counts = [n // m for n, m in zip(whole, small, strict=True)]",
-        of("verification_shapes", "test_one_wrong_bit_of_a_large_static_shape_is_found"),
+        of("verification_shapes", "test_a_cut_case_repeats_itself"),
     ),
     # ---------------------------------------------------------------- runtime
     Mutant(

@@ -139,7 +139,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
             shutil.copytree(ROOT / name, made.folder / name, ignore=ignored)
         else:
             shutil.copy(ROOT / name, made.folder)
-    copy_libraries(Path(native.__file__).parent, made.libraries)
+    installed = Path(native.__file__).parent
+    copy_libraries(installed, made.libraries)
+    shutil.copytree(installed / "include", made.libraries / "include", dirs_exist_ok=True)
     (made.folder / "sitecustomize.py").write_text(_SITECUSTOMIZE)
     return made
 

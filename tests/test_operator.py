@@ -435,6 +435,16 @@ def test_many_dimensions(relu: Operator) -> None:
     )
 
 
+def test_dimensions_that_cannot_be_merged_are_walked_and_walked_back(relu: Operator) -> None:
+    """Gaps in each of five: two are a kernel's, three are walked around it."""
+    inner = tuple(slice(n) for n in (2, 3, 4, 5, 6))
+    x = draw(3 * 4 * 5 * 6 * 7).reshape(3, 4, 5, 6, 7)[inner]
+    out = np.full((3, 4, 5, 6, 7), 42, np.float32)
+    relu(x, out=out[inner])
+    assert_same(out[inner], expected_relu(x))
+    assert (out == 42).sum() >= out.size - x.size
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (2, 0, 3), (0, 0)], ids=str)
 def test_zero_size(relu: Operator, shape: tuple[int, ...]) -> None:
     x = np.empty(shape, np.float32)

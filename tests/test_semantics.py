@@ -188,10 +188,13 @@ def test_kernels_of_quantize_linear_round_halves_to_even() -> None:
     assert_kernels_give(model, [x, scale], np.uint8([0, 2, 2, 4, 0, 255]))
 
 
-def test_kernels_round_narrow_products_once() -> None:
-    factor = np.array([(1 + 2**-7) * 2.0**-67], DTYPES["bfloat16"].numpy)
-    expected = np.array([2.0**-133], DTYPES["bfloat16"].numpy)
-    assert_kernels_give(one_node("Mul", "bfloat16", "ab", 18), [factor, factor], expected)
+@pytest.mark.parametrize(("dtype", "bits"), [("float16", 10), ("bfloat16", 7)])
+def test_kernels_round_float64_to_narrow_floats_once(dtype: str, bits: int) -> None:
+    """A number just above a tie, of which float32 makes the tie."""
+    x, expected = 1 + 2.0 ** -(bits + 1) + 2.0**-40, 1 + 2.0**-bits
+    numpy = DTYPES[dtype].numpy
+    model = one_node("Cast", "float64", "x", 13, dtype, to=helper.np_dtype_to_tensor_dtype(numpy))
+    assert_kernels_give(model, [np.float64([x, -x])], np.array([expected, -expected], numpy))
 
 
 _DIVISIONS = """

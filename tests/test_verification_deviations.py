@@ -140,40 +140,55 @@ def test_a_referee_that_is_wrong_for_no_known_cause_is_a_failure(
     assert "  onnx.reference: Relu at opset 18 of " in report.failures[0]
 
 
-def _zero_for(special: Callable[[np.ndarray], np.ndarray], real: Callable[..., Any]) -> Any:
-    """What an operator of onnx.reference gives, but +0.0 for some elements."""
+def test_one_element_that_is_explained_excuses_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one array: zeros of the other sign, which are known, and numbers that are not."""
+    from onnx.reference.ops import op_relu
+
+    def wrong(self: Any, x: np.ndarray) -> tuple[np.ndarray]:
+        y = np.where(x == 0, 0, np.maximum(x, 0))
+        return (np.where(x > 100, 100, y).astype(x.dtype),)
+
+    monkeypatch.setattr(op_relu.Relu, "_run", wrong)
+    report = verify(graphs.relu(), target="native", case=0)
+    (row,) = (row for row in report.rows if row.referee == "onnx.reference")
+    assert row.deviations and row.mismatches
+
+
+def _zero_where(
+    chosen: Callable[[np.ndarray, np.ndarray], np.ndarray], real: Callable[..., Any]
+) -> Callable[..., tuple[np.ndarray]]:
+    """What an operator of onnx.reference gives, but +0.0 where (x, y) are chosen."""
 
     def run(self: Any, x: np.ndarray, *rest: Any, **attributes: Any) -> tuple[np.ndarray]:
         (y,) = real(self, x, *rest, **attributes)
-        return (np.where(special(x), np.zeros((), y.dtype), y),)
+        return (np.where(chosen(x, y), np.zeros((), y.dtype), y),)
 
     return run
 
 
-def _is_wrong(operator: str, dtype: int) -> bool:
+def _is_wrong(operator: str, dtype: int, inputs: str = "x") -> bool:
     """Whether verify says so of onnx.reference, in one operator."""
-    report = verify(
-        model_of([node(operator, ["x"], ["y"])], {"x": None}, dtype=dtype), target="native"
-    )
+    model = model_of([node(operator, list(inputs), ["y"])], dict.fromkeys(inputs), dtype=dtype)
+    report = verify(model, target="native")
     wrong = {row.referee for row in report.rows if row.mismatches}
     assert wrong <= {"onnx.reference"}
     return bool(wrong)
 
 
 def test_a_row_excuses_no_other_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of Max and others it is known that they take either of two zeros; of Neg it is not."""
-    from onnx.reference.ops import op_neg
+    """Of Max and others it is known that they lose the sign of a zero; of Add it is not."""
+    from onnx.reference.ops import op_add
 
-    wrong = _zero_for(lambda x: x == 0, op_neg.Neg._run)
-    monkeypatch.setattr(op_neg.Neg, "_run", wrong)
-    assert _is_wrong("Neg", TensorProto.FLOAT)
+    wrong = _zero_where(lambda x, y: y == 0, op_add.Add._run)
+    monkeypatch.setattr(op_add.Add, "_run", wrong)
+    assert _is_wrong("Add", TensorProto.DOUBLE, "xz")
 
 
 def test_a_row_excuses_no_other_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of Relu it is known so for float32; for float16 it is not."""
     from onnx.reference.ops import op_relu
 
-    wrong = _zero_for(lambda x: x == 0, op_relu.Relu._run)
+    wrong = _zero_where(lambda x, y: y == 0, op_relu.Relu._run)
     monkeypatch.setattr(op_relu.Relu, "_run", wrong)
     assert not _is_wrong("Relu", TensorProto.FLOAT)
     assert _is_wrong("Relu", TensorProto.FLOAT16)
@@ -183,7 +198,8 @@ def test_a_row_excuses_no_other_referee(monkeypatch: pytest.MonkeyPatch) -> None
     """That the sign of a float16 NaN is a number is known of onnxruntime alone."""
     from onnx.reference.ops import op_sign
 
-    monkeypatch.setattr(op_sign.Sign, "_run", _zero_for(np.isnan, op_sign.Sign._run))
+    wrong = _zero_where(lambda x, y: np.isnan(x), op_sign.Sign._run)
+    monkeypatch.setattr(op_sign.Sign, "_run", wrong)
     assert _is_wrong("Sign", TensorProto.FLOAT16)
 
 

@@ -145,16 +145,19 @@ def test_large_shapes_are_cut_where_no_constant_lies(
 
 
 @pytest.mark.parametrize("thrifty", [False, True])
-def test_a_cut_case_repeats_itself(thrifty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What referees say of a part is what they say of the whole."""
-    monkeypatch.setattr(cases, "_MOST_ELEMENTS", 50)
+@pytest.mark.parametrize(("most", "kept"), [(50, 1), (100, 3)])
+def test_a_cut_case_repeats_itself(
+    most: int, kept: int, thrifty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What referees say of a part is what they say of the whole, also where it is no multiple."""
+    monkeypatch.setattr(cases, "_MOST_ELEMENTS", most)
     graph = graph_of([ADD], {"x": [7, 6, 5], "z": [7, 1, 5]})
     case = cases.plan(graph, 0)[0]
     assert case.repeats
     inputs = case.inputs(thrifty=thrifty)
     assert [x.shape for x in inputs] == [(7, 6, 5), (7, 1, 5)]
     (whole,), (part,) = (reference.evaluate(graph, x) for x in (inputs, case.small))
-    assert part.size < whole.size
+    assert (part.shape, whole.shape) == ((kept, 6, 5), (7, 6, 5))
     covered = np.zeros(whole.shape, int)
     for place, inner in cases.tiles(whole.shape, part.shape):
         assert same(whole[place], part[inner]).all()
