@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = [Path(name) for name in listed if not name.endswith("/")]
     assert {name.parts[0].partition("-")[0] for name in names} == {"relu_ops"}
     assert {name.suffix for name in names if name.parts[0] == "relu_ops"} == {
-        "", ".h", ".image", ".json", ".onnx", ".py", ".pyi", ".so", ".typed",
+        "", ".cmake", ".h", ".image", ".json", ".onnx", ".pc", ".py", ".pyi", ".so", ".typed",
     }  # fmt: skip
     libraries = sorted(name.name.partition(".")[0] for name in names if name.suffix == ".so")
     assert libraries == ["_limit", "_python", "librelu_ops"]
