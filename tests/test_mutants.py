@@ -187,7 +187,8 @@ def test_names_of_mutants_differ() -> None:
 
 def test_what_runs_is_the_copy(copy: Copy, tmp_path: Path) -> None:
     """In children too; else every mutant would survive."""
-    code = "import relu_ops.native._python as n; print(relu_ops.__file__, n.__file__, flush=True)"
+    code = "import relu_ops, relu_ops.native._python as native\n"
+    code += "print(relu_ops.__file__, native.__file__, flush=True)"
     twice = f"import subprocess, sys; code = {code!r}; exec(code)\n"
     twice += "subprocess.run([sys.executable, '-c', code], check=True)"
     done = subprocess.run(
