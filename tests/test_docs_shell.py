@@ -24,7 +24,7 @@ from relu_ops import compiler, graphs
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = ("sh", "bash", "shell", "console")
-REASON = re.compile(r"<!-- no-run: (?P<reason>\S.{15,}) -->")
+REASON = re.compile(r"<!-- no-run: (?P<reason>\S.{10,}) -->")
 TESTS, MAIN = "<!-- test-command -->", "<!-- main-command -->"
 SLOW = "# minutes"
 

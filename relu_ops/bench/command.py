@@ -81,10 +81,11 @@ def _subjects(options: argparse.Namespace) -> _Subjects:
             f"{options.path} was named as well",
             "leave out one or the other",
         )
-    return _of_path(Path(options.path), bool(options.target))
+    wants_native = "native" in (options.target or ["native"])
+    return _of_path(Path(options.path), wants_native)
 
 
-def _of_path(path: Path, has_target: bool) -> _Subjects:
+def _of_path(path: Path, wants_native: bool) -> _Subjects:
     """The case of a model file or those of a bundle, which has operators; a model gets one."""
     from relu_ops.bundle import store as bundles
     from relu_ops.compiler import frontend
@@ -100,7 +101,8 @@ def _of_path(path: Path, has_target: bool) -> _Subjects:
         cuda = 0 if targets.parse(target).kind == "cuda" else -1
         return dispatch.operator_of(bundle, name=case.name, target=target, cuda=cuda)
 
-    return every, make, "native" if has_target else bundle.handle.choose()
+    # A bundle for devices alone has no image to choose for the processor.
+    return every, make, bundle.handle.choose() if wants_native else "native"
 
 
 def check_outputs(record_path: str | None, picture_folder: str | None) -> None:

@@ -318,23 +318,7 @@ def _transposed(cotangents: Sequence[Any], *inputs: Any, wrapped: Wrapped) -> li
     fed = [*inputs, *dys]
     made = _PRIMITIVE.bind(*(fed[k] for k in places), wrapped=back)
     found = dict(zip(linear, made, strict=True))
-    return [
-        _summed(found[n], x.aval.shape) if n in found else None
-        for n, x in zip(names, inputs, strict=True)
-    ]
-
-
-def _summed(gradient: Any, shape: tuple[int, ...]) -> Any:
-    """A gradient summed over what was repeated of an array of some shape."""
-    if gradient.shape == shape:
-        return gradient
-    leading = gradient.ndim - len(shape)
-    repeated = [
-        k
-        for k, n in enumerate(gradient.shape)
-        if k < leading or (shape[k - leading] == 1 and n != 1)
-    ]
-    return gradient.sum(repeated).reshape(shape)
+    return [found.get(name) for name in names]  # as large as they are: see _tangents
 
 
 def _batched(inputs: Sequence[Any], dims: Sequence[Any], wrapped: Wrapped) -> Any:
