@@ -9,6 +9,8 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -41,6 +43,9 @@ from relu_ops.compiler import frontend
 from relu_ops.runtime import driver
 
 ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = ROOT / "docs" / "benchmarks" / "networks.json"
+"""A record of another kind: whole networks in onnxruntime."""
+
 NATIVE = targets.native().name
 CPU_PEERS = [name for name, peer in peers.PEERS.items() if peer.device == "cpu"]
 CELLS = [(name, dtype) for name, case in cases.CASES.items() for dtype in case.dtypes]
@@ -759,7 +764,7 @@ def test_the_readme_is_up_to_date() -> None:
 
 
 def test_committed_records_are_whole() -> None:
-    paths = sorted((ROOT / "docs" / "benchmarks").glob("*.json"))
+    paths = set((ROOT / "docs" / "benchmarks").glob("*.json")) - {NETWORKS}
     assert paths
     for path in paths:
         found = record.read(path)
@@ -769,6 +774,16 @@ def test_committed_records_are_whole() -> None:
         assert any(t.is_limit for t in found.timings)
         names = {p.name for p in path.with_suffix("").iterdir()}
         assert {f"{Path(n).stem}.{kind}" for n in names for kind in ("png", "svg")} == names
+
+
+def test_the_table_of_networks_is_that_of_its_record() -> None:
+    script = [sys.executable, ROOT / "scripts" / "benchmark_networks.py", "--show"]
+    shown = subprocess.run(script, capture_output=True, text=True)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("| network | threads |") and shown.stdout.count("\n") >= 16
+    assert shown.stdout in (ROOT / "docs" / "onnxruntime.md").read_text(encoding="utf-8")
+    found = json.loads(NETWORKS.read_text())
+    assert found["software"]["commit"] and found["machine"]["cpu"] and found["date"]
 
 
 def test_pictures(tmp_path: Path) -> None:
