@@ -1,9 +1,12 @@
-"""What the two programs that train share: the data, and the picture of what they measured."""
+"""What the two programs that train share: the data, the command line, the picture of losses."""
 
 from __future__ import annotations
 
+import argparse
 import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +14,12 @@ from relu_ops.errors import require
 
 STEPS, BATCH, WIDTH, RATE, SEED = 400, 128, 48, 0.9, 0
 """The rate is large on purpose: large steps are what kills units."""
+
+Activations = Mapping[str, Mapping[str, Callable[[Any], Any]]]
+"""Functions by the name of who computes them, then by their own."""
+
+Train = Callable[[Callable[[Any], Any]], tuple[list[float], int, int, float]]
+"""Of an activation: losses, dead units before and after, and how many images are told right."""
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
@@ -54,3 +63,20 @@ def draw(curves: dict[str, list[float]], path: str | Path) -> None:
     axes.legend(frameon=False)
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def main(description: str, activations: Activations, train: Train) -> None:
+    """The command line of either program: train with each activation, and say what came of it."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--activations", choices=activations, default="relu_ops")
+    parser.add_argument("--plot", help="where to draw the losses")
+    arguments = parser.parse_args()
+    curves = {}
+    for name, act in activations[arguments.activations].items():
+        curves[name], before, after, right = train(act)
+        print(
+            f"{name:10}  loss {curves[name][-1]:.6f}  right {right:.1%}  "
+            f"dead units {before} before, {after} after"
+        )
+    if arguments.plot:
+        draw(curves, arguments.plot)

@@ -9,7 +9,6 @@ and after.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import digits
@@ -69,22 +68,5 @@ def train(act: Activation) -> tuple[list[float], int, int, float]:
     return losses, before, dead(), right
 
 
-def main() -> None:
-    """Train twice, and say what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--activations", choices=ACTIVATIONS, default="relu_ops")
-    parser.add_argument("--plot", help="where to draw the losses")
-    arguments = parser.parse_args()
-    curves = {}
-    for name, act in ACTIVATIONS[arguments.activations].items():
-        curves[name], before, after, right = train(act)
-        print(
-            f"{name:10}  loss {curves[name][-1]:.6f}  right {right:.1%}  "
-            f"dead units {before} before, {after} after"
-        )
-    if arguments.plot:
-        digits.draw(curves, arguments.plot)
-
-
 if __name__ == "__main__":
-    main()
+    digits.main(__doc__, ACTIVATIONS, train)

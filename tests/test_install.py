@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import checkout
 import pytest
 
 from relu_ops import compiler, graphs
@@ -21,19 +22,7 @@ INSPECT = "relu_ops.report.inspect"
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The released wheel, made of the checkout's own files."""
-    source = tmp_path_factory.mktemp("source") / "relu_ops"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode:
-        pytest.skip("not a git checkout: the source tree cannot be copied cleanly")
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    source = checkout.copy_to(tmp_path_factory.mktemp("source") / "relu_ops")
     folder = tmp_path_factory.mktemp("wheels")
     done = subprocess.run(
         [sys.executable, source / "scripts" / "build_wheel.py", folder],

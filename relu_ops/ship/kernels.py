@@ -79,7 +79,10 @@ def export(
             "for example leaky-demo",
         )
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ArgumentError(f"export-kernel: version must be a number from 1 on (not {version!r})")
+        raise ArgumentError(
+            f"export-kernel: version must be a number from 1 on (not {version!r})",
+            "count up with each one that is published",
+        )
     held = bundle if isinstance(bundle, Bundle) else bundles.read(bundle)
     path = Path(folder)
     try:
