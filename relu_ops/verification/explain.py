@@ -197,7 +197,7 @@ def _graph_of(
     node.input.extend(names)
     node.output[0] = "result"
     infos = [
-        helper.make_tensor_value_info(name, _element_type(s[0]), s[1])
+        helper.make_tensor_value_info(name, DTYPES[s[0]].onnx_type, s[1])
         for name, s in zip(names, signature, strict=True)
         if s
     ]
@@ -225,7 +225,3 @@ def _result_info(node: Any, opset: int, inputs: list[Any], initializers: list[An
     return helper.make_tensor_value_info("result", inferred, None)
 
 
-def _element_type(dtype: str) -> int:
-    from onnx import helper
-
-    return helper.np_dtype_to_tensor_dtype(DTYPES[dtype].numpy)
