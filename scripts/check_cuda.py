@@ -3,10 +3,10 @@
 python scripts/check_cuda.py --prepare FOLDER   where NVRTC is: relu_ops[cuda], and no device
 python check_cuda.py --run FOLDER               where a device is: a relu_ops wheel, and torch
 
-The first writes bundles and imported graphs into FOLDER, to be copied over with this file. Each step
-is a process of its own, ends within what is left of --seconds, and is kept in FOLDER/record.json once
-it is over. Exit code 0: every step ran and is right, every bar is met; 1: not so, or nothing could be
-run.
+The first writes bundles and imported graphs into FOLDER, to be copied over with this file. Each
+step is a process of its own, ends within what is left of --seconds, and is kept in
+FOLDER/record.json once it is over. Exit code 0: every step ran and is right, every bar is met; 1:
+not so, or nothing could be run.
 """
 
 import argparse
@@ -45,7 +45,9 @@ def prepare(folder):
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, arguments in GRAPHS.items():
-        model = getattr(relu_ops.graphs, name.removesuffix(f"_{arguments.get('dtype')}"))(**arguments)
+        model = getattr(relu_ops.graphs, name.removesuffix(f"_{arguments.get('dtype')}"))(
+            **arguments
+        )
         print(relu_ops.build(model, ["cuda"], folder / f"{name}.bundle"), name)
         content = msgspec.msgpack.encode(frontend.import_model(model), enc_hook=_plain)
         (folder / f"{name}.graph").write_bytes(content)
@@ -87,7 +89,7 @@ def _verified(bundle, plan, first):
 
 
 def is_right(operator, graph, case):
-    """Whether a call has the contract's bits and writes nothing beside: into outputs, and new ones."""
+    """Whether a call has the contract's bits, in given outputs and new ones, and no others."""
     inputs, shapes = inputs_of(case, graph), output_shapes(graph, case.shapes)
     expected = reference.evaluate(graph, case.small)
     whole = [checked_cases.repeated(y, s) for y, s in zip(expected, shapes, strict=True)]
@@ -144,25 +146,40 @@ def bench(bundle):
 
 def timings(graph, bundle, size):
     """Median seconds of a call, by whom, and the bytes that it moves: all in turns."""
-    from relu_ops.bench import cases
-    from relu_ops.bench.peers import cuda
-    from relu_ops.bench.peers.problem import Problem
+    import torch
 
-    inputs = cases.ordinary_inputs(graph, size)
-    shapes = output_shapes(graph, [x.shape for x in inputs])
-    outs = [np.zeros(s, inputs[0].dtype) for s in shapes]
-    name = bundle.stem.removesuffix(f"_{GRAPHS[bundle.stem].get('dtype')}")
-    op, dtype = relu_ops.load(bundle, device="cuda"), graph.inputs[0].dtype
-    problem = Problem(cases.find(name), dtype, "cuda", None, op, inputs, outs, 1)
-    clocks = {"relu_ops": cuda.bound(problem).seconds, "torch": cuda.torch_eager(problem).seconds}
-    clocks["copy"] = next(seconds for _, seconds in cuda.limits(problem))
-    repeats = {who: max(1, int(SAMPLE_SECONDS / (clock(10) / 10))) for who, clock in clocks.items()}
-    samples = {who: [] for who in clocks}
+    from relu_ops.bench import cases
+    from relu_ops.bench.peers.torch import IDIOMS, as_torch
+
+    case = cases.find(bundle.stem.removesuffix(f"_{GRAPHS[bundle.stem].get('dtype')}"))
+    inputs = [as_torch(x).cuda() for x in cases.ordinary_inputs(graph, size)]
+    y = torch.empty_like(inputs[0])
+    moved = sum(x.nbytes for x in (*inputs, y) if x.numel() == y.numel())
+    source, target = torch.empty((2, moved // 2), dtype=torch.uint8, device="cuda").random_()
+    calls = {
+        "relu_ops": relu_ops.load(bundle, device="cuda").bind(*inputs, out=y),
+        "torch": IDIOMS[case.graph](torch, inputs, y, case.alpha),
+        "copy": lambda: target.copy_(source),
+    }
+    repeats = {who: max(1, int(SAMPLE_SECONDS / seconds(run, 10))) for who, run in calls.items()}
+    samples = {who: [] for who in calls}
     for _ in range(ROUNDS):
-        for who, clock in clocks.items():
-            samples[who].append(clock(repeats[who]) / repeats[who])
-    row = {who: statistics.median(each) for who, each in samples.items()}
-    return row | {"bytes": sum(x.nbytes for x in (*inputs, *outs))}
+        for who, run in calls.items():
+            samples[who].append(seconds(run, repeats[who]))
+    return {"bytes": moved} | {who: statistics.median(each) for who, each in samples.items()}
+
+
+def seconds(run, repeats):
+    """What a call takes, by the device's own clock."""
+    import torch
+
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3 / repeats
 
 
 def plan(folder):

@@ -28,7 +28,7 @@ Form = Literal["together", "pair", "fold", "composition", "own"]
 
 @dataclass(frozen=True)
 class Dtype:
-    """An element type: its name in NumPy, its kind, how it lies in memory, and ONNX's number of it."""
+    """An element type: its name, its kind, how it lies in memory, and ONNX's number of it."""
 
     name: str
     kind: Kind
@@ -368,9 +368,7 @@ OPERATORS: dict[str, Row] = {
     ),
     "CastLike": Row("Cast(x, to=type of the second input)", primitive=False, form="own"),
     "Identity": Row("x", nan="kept", negative_zero="kept", primitive=False, form="own"),
-    "Constant": Row(
-        "the attribute", nan="kept", negative_zero="kept", primitive=False, form="own"
-    ),
+    "Constant": Row("the attribute", nan="kept", negative_zero="kept", primitive=False, form="own"),
     "ConstantOfShape": Row(
         "the attribute, repeated",
         nan="kept",

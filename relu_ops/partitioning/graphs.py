@@ -16,6 +16,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 from relu_ops.compiler.frontend.scope import ELEMENT_TYPES, normal_domain, opsets_of, written_shape
 from relu_ops.contract import shapes
+from relu_ops.contract.semantics import DTYPES
 
 Dim = int | str | None
 """An extent; a symbol's name; or None, of which nothing is known."""

@@ -223,5 +223,3 @@ def _result_info(node: Any, opset: int, inputs: list[Any], initializers: list[An
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     inferred = onnx.shape_inference.infer_shapes(model).graph.output[0].type.tensor_type.elem_type
     return helper.make_tensor_value_info("result", inferred, None)
-
-

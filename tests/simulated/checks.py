@@ -811,7 +811,7 @@ for name in ("onnx", "onnxruntime", "tvm", "tqdm", "elftools", "filelock", "plat
 def test_the_script_keeps_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its other half has the base install alone. What needs torch's CUDA fails, and is said to."""
     script = Path(__file__).parents[2] / "scripts" / "check_cuda.py"
-    assert len(script.read_text().splitlines()) < 220
+    assert len(script.read_text().splitlines()) < 240
     written = runpy.run_path(str(script))
     chosen = {name: written["GRAPHS"][name] for name in ("relu_int8", "scale_bias_leaky_relu")}
     monkeypatch.setitem(written["prepare"].__globals__, "GRAPHS", chosen)

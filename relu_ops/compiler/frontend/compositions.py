@@ -83,4 +83,5 @@ class _Formula:
             assert isinstance(node.op, ast.Div), ast.dump(node)
             return self._number(node.left) / self._number(node.right)
         assert isinstance(node, ast.Constant), ast.dump(node)
+        assert isinstance(node.value, int | float), ast.dump(node)
         return float(node.value)

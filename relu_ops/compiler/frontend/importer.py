@@ -22,9 +22,9 @@ from relu_ops.compiler.frontend.scope import (
     SUPPORTED_DTYPES,
     Frame,
     element_type_name,
-    written_shape,
     opsets_of,
     schema_of,
+    written_shape,
 )
 from relu_ops.contract import ir, reference
 from relu_ops.contract.semantics import DTYPES, OPERATORS

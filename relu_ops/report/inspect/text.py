@@ -118,8 +118,6 @@ def _file_rows(description: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-
-
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows with their columns aligned, indented by two."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
