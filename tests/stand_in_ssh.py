@@ -16,7 +16,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-BLOCKED = ("onnx", "onnxruntime", "tvm", "tvm_ffi", "torch", "jax", "elftools", "matplotlib", "tqdm")
+BLOCKED = (
+    "onnx",
+    "onnxruntime",
+    "tvm",
+    "tvm_ffi",
+    "torch",
+    "jax",
+    "elftools",
+    "matplotlib",
+    "tqdm",
+)
 """What a base install does not have."""
 
 WITHOUT = """
@@ -141,10 +151,9 @@ def main() -> int:
             "No ED25519 host key is known for stranger and you have requested strict checking.\r\n"
             "Host key verification failed.\r"
         ),
-        "windows": lambda: print(
-            "'sh' is not recognized as an internal or external command", file=sys.stderr
-        )
-        or 1,
+        "windows": lambda: (
+            print("'sh' is not recognized as an internal or external command", file=sys.stderr) or 1
+        ),
     }[host]()
 
 

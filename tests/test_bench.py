@@ -435,7 +435,9 @@ def another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 def test_a_build_without_loops_has_no_limit(
     another_place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = planning.plan([cases.find("relu")], sizes=[16], names=["relu_ops"], modes=["warm", "cold"])
+    plan = planning.plan(
+        [cases.find("relu")], sizes=[16], names=["relu_ops"], modes=["warm", "cold"]
+    )
     command.say_what_is_missing(plan * 2)
     reason = f"this build of relu_ops came without its loops ({another_place})"
     hint = "install a wheel of relu_ops for x86-64, or build it there"

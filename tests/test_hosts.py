@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -229,9 +228,7 @@ def test_a_byte_written_beside_an_output_is_found() -> None:
 
 
 @pytest.fixture(scope="module")
-def measured(
-    bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str, str]:
+def measured(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A bundle that was measured on two hosts: where the records are, stdout and stderr."""
     folder = tmp_path_factory.mktemp("records")
     environment = {**os.environ, "RELU_OPS_SSH": f"'{sys.executable}' '{STAND_IN}'"}

@@ -18,7 +18,6 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from relu_ops.bench import peers, record
 from relu_ops.bench.peers import litert

@@ -13,7 +13,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -358,5 +358,3 @@ def _contestants(ready: _Ready, mode: str, group: Group) -> Iterator[Contestant]
             f"{LIMIT}{loop.name}, {threads} thread{'s' * (threads > 1)}",
             loop_clock(loops, loop, y, inputs, threads, mode == CONSUME),
         )
-
-

@@ -73,10 +73,10 @@ def described(found: Record) -> str:
     also = f" ({host})" if host and host != name else ""
     processors, memory = machine.get("affinity"), machine.get("usable_memory_bytes")
     parts = [f"{name}{also}: {machine['cpu']}" if name else machine["cpu"]]
-    parts += [f"{len(processors)} of {counted(machine['processors'], 'processor')}"] * bool(
-        processors
-    )
-    parts += [f"{memory / 2**20:,.0f} MiB"] if memory else []
+    if processors:
+        parts.append(f"{len(processors)} of {counted(machine['processors'], 'processor')}")
+    if memory:
+        parts.append(f"{memory / 2**20:,.0f} MiB")
     return ", ".join(parts)
 
 
@@ -222,9 +222,10 @@ def render_machines(columns: Sequence[Column], rows: Sequence[Side]) -> str:
                 name = f"{count(r.elements):>6} {r.contestant}"
                 cells = "".join(f"{_side(cell):>{width}}" for cell in r.cells)
                 lines.append(f"{name:<{_SIDE_WIDTH}}{cells}")
-    cells = [cell for r in rows for cell in r.cells if cell is not None and cell.verified]
-    right = sum(cell.verified.startswith("bit for bit") for cell in cells)
-    said = f"verified against the NumPy reference on each machine: {right} of {len(cells)} equal it"
+    compared = [cell for r in rows for cell in r.cells if cell is not None and cell.verified]
+    right = sum(cell.verified.startswith("bit for bit") for cell in compared)
+    said = "verified against the NumPy reference on each machine: "
+    said += f"{right} of {len(compared)} equal it"
     return "\n".join([*lines, said])
 
 

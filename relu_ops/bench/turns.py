@@ -86,6 +86,8 @@ def _calibrate(contestants: Sequence[Contestant], mode: str, settings: Settings)
 
 
 def host_clock(call: Callable[[], Any]) -> Callable[[int], float]:
+    """What times so many calls, by the processor's clock."""
+
     def sample(repeats: int) -> float:
         turns = itertools.repeat(None, repeats)
         start = time.perf_counter()
@@ -104,6 +106,7 @@ def loop_clock(
     threads: int,
     consume: bool,
 ) -> Callable[[int], float]:
+    """What times so many runs of a loop of the limit."""
     return lambda repeats: loops.run(loop, y, inputs, repeats, threads, consume)
 
 

@@ -241,9 +241,7 @@ def _compare(options: argparse.Namespace) -> int:
         _print_machines(columns, options.json)
         return FINE
     rows: Any = record.compare(*found)
-    print(
-        json.dumps(msgspec.to_builtins(rows)) if options.json else tables.render_comparison(rows)
-    )
+    print(json.dumps(msgspec.to_builtins(rows)) if options.json else tables.render_comparison(rows))
     return FINE
 
 

@@ -118,7 +118,7 @@ def installed() -> dict[str, Any]:
         import msgspec  # noqa: F401
         import numpy  # noqa: F401
 
-        import relu_ops.native._python  # noqa: F401
+        import relu_ops.native._python
     except Exception as error:  # a broken package may raise anything
         found["problem"] = f"{type(error).__name__}: {error}"
     return found
@@ -142,7 +142,9 @@ class Desk:
         machine = dataclasses.asdict(targets.this_machine())
         answer = {
             "name": platform.node(),
-            "machine": {k: sorted(v) if isinstance(v, frozenset) else v for k, v in machine.items()},
+            "machine": {
+                k: sorted(v) if isinstance(v, frozenset) else v for k, v in machine.items()
+            },
             "cuda": driver.probe()._asdict(),
             "threads": threads.default_settings().threads,
         }

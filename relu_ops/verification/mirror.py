@@ -1,4 +1,4 @@
-"""An array's memory as bytes, to be copied elsewhere as it lies, between bytes that must be left."""
+"""An array's memory as bytes, to be copied elsewhere as it lies, between bytes to be left alone."""
 
 from __future__ import annotations
 
