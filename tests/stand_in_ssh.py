@@ -30,12 +30,11 @@ BLOCKED = (
 """What a base install does not have."""
 
 WITHOUT = """
-import sys
-class Without:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError("No module named " + repr(name), name=name)
-sys.meta_path.insert(0, Without())
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+def without(name, *rest):
+    return None if name.partition(".")[0] in {blocked!r} else find(name, *rest)
+PathFinder.find_spec = without
 """
 
 DIES = """

@@ -216,7 +216,7 @@ def test_two_machines_side_by_side(
 
 
 def test_a_machine_with_too_little_memory(network: dict[str, Machine], bundle: Path) -> None:
-    done = run("bench", bundle, "--size", "512M", "--peer", "relu_ops", "--on", "beta")
+    done = run("bench", bundle, "--size", "1024M", "--peer", "relu_ops", "--on", "beta")
     assert (done.returncode, done.stdout) == (2, "")
     assert "relu-ops: there is not enough memory: beta: MemoryError: " in done.stderr
 
