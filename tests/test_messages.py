@@ -667,7 +667,9 @@ USAGE = {
         "relu-ops bench: error: argument --mode: invalid choice: 'hot' (choose from 'warm', "
         "'cold', 'consume')"
     ),
-    "bench --compare x.npy": "relu-ops bench: error: argument --compare: expected 2 arguments",
+    "bench --compare": (
+        "relu-ops bench: error: argument --compare: expected at least one argument"
+    ),
     "plot leaky --output p.png --range a b": (
         "relu-ops plot: error: argument --range: invalid float value: 'a'"
     ),

@@ -20,7 +20,7 @@ from relu_ops.bench import peers, record, tables
 from relu_ops.bench.cases import CASES
 from relu_ops.bench.machines import Column
 from relu_ops.bench.record import Record, Timing
-from relu_ops.errors import ArgumentError, require
+from relu_ops.errors import ArgumentError, counted, require
 from relu_ops.report import style
 
 _STYLE = {
@@ -194,7 +194,8 @@ def _formula(case: str, dtype: str) -> str:
 
 
 def _subtitle(found: Record) -> str:
-    return f"{found.machine['cpu']}, {found.settings['threads']} threads, {found.created[:10]}"
+    threads = counted(found.settings["threads"], "thread")
+    return f"{found.machine['cpu']}, {threads}, {found.created[:10]}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -407,6 +408,7 @@ def _level(
 # Machines side by side
 
 _MACHINE_COLORS = (*style.PALETTE, style.GREY)
+_TITLE_INCHES = 7.0
 
 
 def draw_machines(columns: Sequence[Column], folder: str | Path) -> list[Path]:
@@ -454,7 +456,10 @@ def _key_of(column: Column, key: _Side) -> Key:
 def _machines(figure: Any, columns: Sequence[Column], keys: Sequence[_Side]) -> None:
     """A panel for each case: the bound call on each machine, and each machine's own limit."""
     handles: dict[str, Any] = {}
-    for axes, key in zip(_panels(figure, len(keys)), keys, strict=True):
+    panels = _panels(figure, len(keys))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(max(width, _TITLE_INCHES), height + 0.15 * len(columns))
+    for axes, key in zip(panels, keys, strict=True):
         sizes: set[int] = set()
         for column, color in zip(columns, itertools.cycle(_MACHINE_COLORS), strict=False):
             own, found = _key_of(column, key), column.record
@@ -466,7 +471,7 @@ def _machines(figure: Any, columns: Sequence[Column], keys: Sequence[_Side]) -> 
     _legend(figure, handles, columns=min(len(handles), 2 if len(keys) < 2 else 4))
     shown = [f"{c.title}: {_subtitle(c.record)}, {c.target}" for c in columns]
     title = f"Bandwidth of a bound call by machine, {_MODES[keys[0][2]]}"
-    figure.suptitle("\n".join([title, *shown]), fontsize=9.5)
+    figure.suptitle("\n".join([title, *shown]), fontsize=9)
 
 
 # ---------------------------------------------------------------------------------------------

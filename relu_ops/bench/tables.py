@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from relu_ops.bench import checking, machines, peers, record
+from relu_ops.bench import checking, peers, record
 from relu_ops.bench.cases import CASES
 from relu_ops.bench.machines import Cell, Column, Side
 from relu_ops.bench.record import LIMIT, WARM, Comparison, Record, Timing
@@ -59,20 +59,21 @@ def _heading(found: Record) -> str:
     settings = found.settings
     others = found.machine.get("share_of_others")
     busy = "" if others is None else f"; others had {others:.0%} of the processors"
-    where = f"{described(found)}, " if found.machine.get("on") else f"{found.machine['cpu']}, "
+    on = found.machine.get("on")
+    where = described(found, on) if on else found.machine["cpu"]
     return (
-        f"{where}{counted(settings['threads'], 'thread')}, medians of "
+        f"{where}, {counted(settings['threads'], 'thread')}, medians of "
         f"{settings['rounds']} samples in microseconds; {found.created}{busy}"
     )
 
 
-def described(found: Record) -> str:
+def described(found: Record, name: str) -> str:
     """A machine in words: what it is called, its processor, and what of it could be used."""
-    machine, name = found.machine, machines.host_of(found)
+    machine = found.machine
     host = machine.get("host")
     also = f" ({host})" if host and host != name else ""
     processors, memory = machine.get("affinity"), machine.get("usable_memory_bytes")
-    parts = [f"{name}{also}: {machine['cpu']}" if name else machine["cpu"]]
+    parts = [f"{name}{also}: {machine['cpu']}"]
     if processors:
         parts.append(f"{len(processors)} of {counted(machine['processors'], 'processor')}")
     if memory:
@@ -206,7 +207,7 @@ def render_comparison(rows: Sequence[Comparison]) -> str:
 def render_machines(columns: Sequence[Column], rows: Sequence[Side]) -> str:
     """Records of several machines: medians in microseconds, and the ratio to the first column."""
     lines = [
-        f"{c.title}: {described(c.record)}, {c.target}, "
+        f"{described(c.record, c.title)}, {c.target}, "
         f"{counted(c.record.settings['threads'], 'thread')}, {c.record.created}"
         for c in columns
     ]
