@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tqdm
 
-from relu_ops.bench import command, record, runner, tables
+from relu_ops.bench import command, planning, record, runner, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def main() -> int:
         command.say_what_is_missing(planned)
         found = runner.measure(
             planned,
-            runner.Settings(processes=True),
+            planning.Settings(processes=True),
             progress=lambda items, total, title: tqdm.tqdm(items, title, total),
         )
     print(tables.render(found))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -105,6 +107,30 @@ def test_it_is_small(environment: Path) -> None:
         if file.is_file() and file.suffix != ".pyc"
     )
     assert 10**6 < size <= LIMIT
+
+
+def test_it_is_all_that_another_machine_needs(environment: Path, tmp_path: Path) -> None:
+    """`verify` and `bench` of this checkout, on a host that has the base install alone."""
+    path = tmp_path / "leaky"
+    compiler.build(graphs.leaky_relu(alpha=0.1), ["x86-64-v2"], path)
+    ssh = f"'{sys.executable}' '{Path(__file__).with_name('stand_in_ssh.py')}'"
+    there = ("--on", "plain", "--python", environment / "bin" / "python", "--json")
+    few = ("--size", "16", "--peer", "relu_ops", "--peer", "numpy", "--quick")
+    answers = []
+    for verb in (("verify", path, "--case", "0"), ("bench", path, *few)):
+        done = subprocess.run(
+            [sys.executable, "-m", "relu_ops", *verb, *there],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "RELU_OPS_SSH": ssh},
+        )
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout))
+    report, record = answers
+    assert report["ok"] and {row["referee"] for row in report["rows"]} > {"NumPy reference"}
+    timed = {t["contestant"] for t in record["timings"]}
+    assert timed >= {"relu_ops", "numpy", "limit: copy, 1 thread"}
+    assert record["machine"]["on"] == "plain" and set(record["software"]["packages"]) == {"numpy"}
 
 
 def test_it_runs_a_bundle(environment: Path, tmp_path: Path) -> None:
