@@ -1,14 +1,16 @@
 """Draws the life of a graph, for docs/how.md: what there is, and what makes the next of it.
 
-A table and some SVG, so that a phone can show it: the letters stay large where the width is small.
+A table and some SVG, as narrow as a phone, where letters would else be too small to read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 from typing import NamedTuple
 
-WIDTH, MARGIN, LINE, BOX, ARROW = 400, 14, 17, 46, 14
+WIDTH, MARGIN, GAP, HEADING, LINE, BOX, ARROW = 400, 14, 8, 30, 17, 46, 14
+BOLD = 'font-weight="bold"'
 PLACES = {
     "build": ("where you build: relu_ops[compile]", "#fdf3e7"),
     "run": ("where it runs: the base install, or C", "#e8f1fb"),
@@ -29,7 +31,7 @@ LIFE = (
         "build",
         "model.onnx",
         "an author's graph",
-        (("frontend", "reads, checks; decides shapes and dtypes"),),
+        (("frontend", "checks; decides shapes and dtypes"),),
     ),
     Thing(
         "build",
@@ -38,7 +40,7 @@ LIFE = (
         (
             ("rules", "rows as exact expressions"),
             ("schedule", "one pass; a kernel for each layout"),
-            ("TVM, LLVM", "an object file"),
+            ("LLVM", "an object file, by way of TVM"),
         ),
     ),
     Thing(
@@ -51,7 +53,7 @@ LIFE = (
         "build",
         "leaky.bundle",
         "manifest, models, an image a target, SHA256SUMS",
-        (("load", "checks digests and offsets; chooses an image"),),
+        (("load", "checks digests; chooses an image"),),
     ),
     Thing(
         "run",
@@ -65,20 +67,19 @@ LIFE = (
 
 def svg() -> str:
     """The picture."""
-    parts, y, place, start = [], MARGIN, "", 0
-    bands = []
-    for thing in LIFE:
-        if thing.place != place:
-            if place:
-                bands.append(_band(place, start, y))
-                y += MARGIN
-            place, start, y = thing.place, y, y + 30
+    bands, parts, y, start = [], [], MARGIN + HEADING, MARGIN
+    for thing, following in zip(LIFE, [*LIFE[1:], None], strict=True):
         parts.append(_box(thing, y))
         y += BOX
-        parts.append(_becomes(thing.becomes, y))
-        y += (len(thing.becomes) * LINE + ARROW) if thing.becomes else ARROW
-    bands.append(_band(place, start, y))
-    height = y + MARGIN
+        above = 0
+        if following is None or following.place != thing.place:
+            bands.append(_band(thing.place, start, y + GAP))
+            start, above = y + 2 * GAP, GAP + HEADING
+        if following is not None:
+            end = y + above + len(thing.becomes) * LINE + ARROW
+            parts += [_arrow(y, end), *_steps(thing.becomes, y + above)]
+            y = end
+    height = y + GAP + MARGIN
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="13">'
@@ -88,11 +89,13 @@ def svg() -> str:
 
 
 def _band(place: str, start: int, end: int) -> str:
+    """The ground on which a place's things stand, and its name."""
     text, color = PLACES[place]
-    return (
-        f'<rect x="2" y="{start}" width="{WIDTH - 4}" height="{end - start}" rx="8" '
-        f'fill="{color}"/>\n' + _text(MARGIN, start + 20, text, "#666", style="italic")
+    ground = (
+        f'<rect x="2" y="{start}" width="{WIDTH - 4}" height="{end - start}" rx="8" fill="{color}"/>'
     )
+    look = 'text-anchor="end" font-style="italic"'
+    return f"{ground}\n{_text(WIDTH - MARGIN, start + 20, text, '#666', look)}"
 
 
 def _box(thing: Thing, y: int) -> str:
@@ -100,34 +103,30 @@ def _box(thing: Thing, y: int) -> str:
         [
             f'<rect x="{MARGIN}" y="{y}" width="{WIDTH - 2 * MARGIN}" height="{BOX}" rx="6" '
             'fill="#fff" stroke="#557"/>',
-            _text(MARGIN + 10, y + 19, thing.name, "#124", weight="bold"),
+            _text(MARGIN + 10, y + 19, thing.name, "#124", BOLD),
             _text(MARGIN + 10, y + 37, thing.text, "#333"),
         ]
     )
 
 
-def _becomes(steps: tuple[tuple[str, str], ...], y: int) -> str:
-    """An arrow down, and beside it who does what."""
-    if not steps:
-        return ""
-    end = y + len(steps) * LINE + ARROW
+def _arrow(start: int, end: int) -> str:
     x = MARGIN + 18
-    lines = [
-        f'<path d="M{x} {y}V{end - 2}M{x - 5} {end - 8}l5 7 5 -7" fill="none" stroke="#557" '
+    return (
+        f'<path d="M{x} {start}V{end - 2}M{x - 5} {end - 8}l5 7 5 -7" fill="none" stroke="#557" '
         'stroke-width="1.5"/>'
-    ]
-    for number, (who, what) in enumerate(steps):
-        row = y + ARROW / 2 + number * LINE + 12
-        lines.append(_text(x + 14, row, who, "#a04000", weight="bold"))
-        lines.append(_text(x + 90, row, what, "#333"))
-    return "\n".join(lines)
-
-
-def _text(x: float, y: float, text: str, color: str, weight: str = "", style: str = "") -> str:
-    look = (f' font-weight="{weight}"' if weight else "") + (
-        f' font-style="{style}"' if style else ""
     )
-    return f'<text x="{x:g}" y="{y:g}" fill="{color}"{look}>{escape(text)}</text>'
+
+
+def _steps(steps: tuple[tuple[str, str], ...], y: int) -> Iterator[str]:
+    """Beside an arrow, who does what."""
+    for number, (who, what) in enumerate(steps):
+        row = y + ARROW // 2 + number * LINE + 12
+        yield _text(MARGIN + 32, row, who, "#a04000", BOLD)
+        yield _text(MARGIN + 104, row, what, "#333")
+
+
+def _text(x: int, y: int, text: str, color: str, look: str = "") -> str:
+    return f'<text x="{x}" y="{y}" fill="{color}" {look}>{escape(text)}</text>'
 
 
 if __name__ == "__main__":
