@@ -36,6 +36,7 @@ TESTS = (
 )
 """Of the sdist: those that read what stands beside the package, and some of what runs."""
 
+MARK = "\n# Written by scripts/release.py."
 ADDRESSES = """
 [project.urls]
 Source = "{repository}"
@@ -179,15 +180,12 @@ def exported(root: Path, tree: Path) -> Path:
 def write_addresses(tree: Path, repository: str) -> None:
     """Say in the metadata where the project lives, and let the README's links lead there."""
     path = tree / "pyproject.toml"
-    text = path.read_text(encoding="utf-8")
-    for here, there in (
-        ('readme = "README.md"\n', ""),
-        ('dynamic = ["version"]', 'dynamic = ["readme", "version"]'),
-    ):
-        assert text.count(here) == 1, f"pyproject.toml must have {here!r} once"
-        text = text.replace(here, there)
+    text = path.read_text(encoding="utf-8").partition(MARK)[0]  # an sdist has others
+    text = text.replace('readme = "README.md"\n', "")
+    text = text.replace('dynamic = ["version"]', 'dynamic = ["readme", "version"]')
+    assert 'dynamic = ["readme", "version"]' in text and "\nreadme" not in text, path
     version = version_in((tree / VERSION).read_text(encoding="utf-8"))
-    text += ADDRESSES.format(repository=repository, version=version)
+    text += MARK + ADDRESSES.format(repository=repository, version=version)
     path.write_text(text, encoding="utf-8")
 
 

@@ -98,8 +98,8 @@ def test_an_index_shows_the_readme_and_its_links_lead_somewhere(metadata: Any) -
     markdown = pytest.importorskip("readme_renderer.markdown")
     assert metadata["Description-Content-Type"] == "text/markdown"
     page = markdown.render(metadata.get_payload())
-    assert page is not None and "<h1>relu_ops</h1>" in page and "<table>" in page
-    links = Links(page).found
+    assert page is not None and "<h1" in page and "<table>" in page
+    links = [link for link in Links(page).found if not link.startswith("#user-content-")]
     inside = f"{ADDRESS}/blob/v{metadata['Version']}/"
     assert f"{inside}docs/semantics.md" in links and len(links) > 15
     for link in links:
@@ -108,6 +108,8 @@ def test_an_index_shows_the_readme_and_its_links_lead_somewhere(metadata: Any) -
 
 
 def test_no_address_is_made_up_in_the_sources() -> None:
+    if not checkout.IS_GIT:
+        pytest.skip("a released sdist has the address that it was made with")
     assert "[project.urls]" not in (ROOT / "pyproject.toml").read_text()
 
 
