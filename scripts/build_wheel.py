@@ -115,7 +115,7 @@ def files_of_a_wheel(suffix: str, bundle: Path) -> Iterator[str]:
 
 
 def _sources() -> Iterator[str]:
-    """The package's files as they stand in this checkout, without what pyproject.toml leaves out."""
+    """The package's files in this checkout, without what pyproject.toml leaves out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     left_out = [*project["tool"]["scikit-build"]["wheel"]["exclude"], "*.so", "*.pyc", "*.bundle/*"]
     for path in ROOT.glob("relu_ops/**/*"):

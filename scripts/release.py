@@ -54,7 +54,7 @@ substitutions = [
   {{ pattern = '\\]\\((?![a-z]+:)([^)\\s]+)', replacement = ']({repository}/blob/v{version}/\\1' }},
 ]
 """
-"""What a release adds to pyproject.toml. An index shows the README, and none of what it links to."""
+"""What a release adds to pyproject.toml: an index has nothing that the README could link to."""
 
 
 class NotReady(Exception):

@@ -26,7 +26,7 @@ SAMPLE = (
     "tests/test_release.py::test_the_metadata_say_where_the_project_lives",
     "tests/test_semantics.py",
 )
-"""Of the sdist, in every run. The whole suite runs from it in a release, where --tests asks for it."""
+"""Of the sdist, in every run. A release takes more of them: release.TESTS, or all."""
 
 release = programs.load("release")
 
@@ -153,7 +153,9 @@ def test_tests_pass_from_the_sdist(unpacked: Path, tmp_path: Path) -> None:
     install = [python, "-m", "pip", "install", "-q", "--no-deps", "-e", unpacked]
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     for command in (install, [python, "-m", "pytest", *SAMPLE]):
-        done = subprocess.run(command, cwd=unpacked, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=unpacked, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout and "failed" not in done.stdout, done.stdout
 
@@ -254,7 +256,9 @@ def test_a_release_is_made(tmp_path: Path) -> None:
     commit(copy, tag="v97.0.0")
     made = tmp_path / "dist"
     options = [made, "--repository", ADDRESS, "--tests", *SAMPLE]
-    done = subprocess.run([sys.executable, program, "make", *options], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, program, "make", *options], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"python -m twine upload {made}/*\n"
     python = f"cp3{sys.version_info[1]}"
@@ -267,7 +271,7 @@ def test_a_release_is_made(tmp_path: Path) -> None:
 
 
 def jobs() -> dict[str, Any]:
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: pip install 'relu_ops[test]'")
+    yaml = pytest.importorskip("yaml", reason="needs pip install 'relu_ops[test]'")
     workflow = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
     assert workflow["permissions"] == {"contents": "read"}
     assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML 1.1 reads `on` as true

@@ -91,9 +91,8 @@ def svg() -> str:
 def _band(place: str, start: int, end: int) -> str:
     """The ground on which a place's things stand, and its name."""
     text, color = PLACES[place]
-    ground = (
-        f'<rect x="2" y="{start}" width="{WIDTH - 4}" height="{end - start}" rx="8" fill="{color}"/>'
-    )
+    size = f'width="{WIDTH - 4}" height="{end - start}"'
+    ground = f'<rect x="2" y="{start}" {size} rx="8" fill="{color}"/>'
     look = 'text-anchor="end" font-style="italic"'
     return f"{ground}\n{_text(WIDTH - MARGIN, start + 20, text, '#666', look)}"
 
