@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +50,10 @@ def blocks_of(page: Path) -> list[Block]:
     name = str(page.relative_to(ROOT))
     found, start = [], None
     for number, line in enumerate(lines):
-        if start is None and line.removeprefix("```") in LANGUAGES:
+        if start is None and line.strip().removeprefix("```") in LANGUAGES:
             start = number
-        elif start is not None and line == "```":
-            commands = tuple(lines[start + 1 : number])
+        elif start is not None and line.strip() == "```":
+            commands = tuple(textwrap.dedent("\n".join(lines[start + 1 : number])).split("\n"))
             found.append(Block(name, start + 1, lines[start - 1].strip(), commands))
             start = None
     return found
