@@ -335,6 +335,10 @@ static int start(PyObject* module) {
       add_type(module, &relu_ops_bound_spec, &relu_ops_known.bound_type) ||
       add_type(module, &relu_ops_standard_spec, &relu_ops_known.standard_type))
     return -1;
+  if (relu_ops_watch_forks()) {
+    PyErr_NoMemory();
+    return -1;
+  }
   PyObject* bounds = limits();
   if (!bounds || PyModule_AddObjectRef(module, "LIMITS", bounds)) return -1;
   Py_DECREF(bounds);

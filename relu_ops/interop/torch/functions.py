@@ -36,7 +36,7 @@ def relu(x: torch.Tensor) -> torch.Tensor:
     if not library.nothing_listens((x,)):
         return RELU(x)
     if library.wants_gradient((x,)):
-        return _Relu.apply(x)
+        return _EagerRelu.apply(x)
     return _compute_relu(x)
 
 
@@ -57,7 +57,7 @@ def leaky_relu(x: torch.Tensor, negative_slope: float = _USUAL_SLOPE) -> torch.T
     if not library.nothing_listens((x,)):
         return LEAKY_RELU(x, negative_slope)
     if library.wants_gradient((x,)):
-        return _LeakyRelu.apply(x, negative_slope)
+        return _EagerLeakyRelu.apply(x, negative_slope)
     return _compute_leaky_relu(x, negative_slope)
 
 
@@ -147,6 +147,16 @@ class _Relu(library.Function):
         return _relu_grad(dx, *ctx.saved_tensors)
 
 
+class _EagerRelu(_Relu):
+    """The same where nothing listens, as its caller knows: so nothing is asked a second time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = _compute_relu(x)
+        ctx.save_for_backward(y)
+        return y
+
+
 class _ReluGrad(library.Function):
     @staticmethod
     def forward(ctx: Any, dy: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -181,6 +191,17 @@ class _LeakyRelu(library.Function):
     @staticmethod
     def jvp(ctx: Any, dx: torch.Tensor, _: Any) -> torch.Tensor:
         return _leaky_relu_grad(dx, ctx.saved_tensors[0], ctx.slope)
+
+
+class _EagerLeakyRelu(_LeakyRelu):
+    """As `_EagerRelu`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, negative_slope: float) -> torch.Tensor:
+        y = _compute_leaky_relu(x, negative_slope)
+        ctx.save_for_backward(y if _has_sign_of_input(negative_slope) else x)
+        ctx.slope = negative_slope
+        return y
 
 
 class _LeakyReluGrad(library.Function):

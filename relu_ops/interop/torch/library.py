@@ -23,6 +23,7 @@ _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 # By names of their own: looked up where they lie, they take a microsecond more a call.
+_is_traced = torch.compiler.is_dynamo_compiling  # what it runs itself says False, and is quick
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -113,7 +114,7 @@ def nothing_listens(inputs: Sequence[Any]) -> bool:
 
     Then torch's dispatcher, which takes 3 us a call from Python, need not be asked.
     """
-    if torch.compiler.is_compiling():
+    if _is_traced():
         return False
     for x in inputs:
         if type(x) not in _PLAIN or not x.is_cpu or _is_wrapped(x) or _is_batched(x):
@@ -131,13 +132,20 @@ def nothing_listens(inputs: Sequence[Any]) -> bool:
 
 def wants_gradient(inputs: Sequence[Any]) -> bool:
     """True where torch records, and some input requires a gradient."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    if torch.is_grad_enabled():
+        for x in inputs:
+            if x.requires_grad:
+                return True
+    return False
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By rank."""
 
 
 def format_of(x: Any) -> Any:
     """The memory format that a result takes over from an input: channels last where x has it."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    wanted = formats.get(x.dim())
+    wanted = _CHANNELS_LAST.get(x.dim())
     if wanted is None or x.is_contiguous() or not x.is_contiguous(memory_format=wanted):
         return torch.contiguous_format
     return wanted
