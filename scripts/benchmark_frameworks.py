@@ -1,11 +1,11 @@
-"""Times operators inside torch and JAX beside their own; writes docs/benchmarks/torch.json, jax.json.
+"""Times operators inside torch and JAX beside their own; writes docs/benchmarks/torch.json.
 
     python scripts/benchmark_frameworks.py torch
     python scripts/benchmark_frameworks.py jax --show
 
-All contestants of a row take their turns in one process, in a shuffled order, after a pause in which
-threads go to sleep. A time is the median of the samples; a ratio is the median over the rounds of the
-ratio within a round. --show prints the record that is there as the tables of docs/torch.md or
+Contestants of a row take their turns in one process, in a shuffled order, after a pause in which
+threads go to sleep. A time is the median of the samples; a ratio is the median over the rounds of
+the ratio within a round. --show prints the record that is there as the tables of docs/torch.md or
 docs/jax.md, and measures nothing.
 """
 
@@ -307,7 +307,9 @@ def by_tvm_ffi() -> Callable[..., Any] | None:
     from relu_ops.interop import tvm_ffi as packed
 
     operator = jit.compile(graphs.leaky_relu())
-    jax_tvm_ffi.register_ffi_target("relu_ops_by_tvm_ffi", packed.function(operator), platform="cpu")
+    jax_tvm_ffi.register_ffi_target(
+        "relu_ops_by_tvm_ffi", packed.function(operator), platform="cpu"
+    )
     return lambda x: jax.ffi.ffi_call(
         "relu_ops_by_tvm_ffi", jax.ShapeDtypeStruct(x.shape, x.dtype)
     )(x)
@@ -343,7 +345,9 @@ def table(rows: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> str:
         cells.append(shown(row["seconds"][OURS]))
         for peer in peers:
             known = peer in row["ratio"]
-            cells += [shown(row["seconds"][peer]), f"{row['ratio'][peer]:.2f}"] if known else [""] * 2
+            cells += (
+                [shown(row["seconds"][peer]), f"{row['ratio'][peer]:.2f}"] if known else [""] * 2
+            )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -150,9 +150,7 @@ assert regions(lambda: op(x)) == 0
 
 
 @pytest.mark.parametrize(("threads", "regions"), [("1", 0), ("2", 1)])
-def test_the_number_in_the_environment_is_heeded(
-    counter: Path, threads: str, regions: int
-) -> None:
+def test_the_number_in_the_environment_is_heeded(counter: Path, threads: str, regions: int) -> None:
     code = """
 import ctypes, sys
 counter = ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)

@@ -24,7 +24,7 @@ enum {
 /* What the module knows, from its start on. */
 struct Known {
   PyObject *out, *threads, *stream, *alpha; /* interned names of keywords */
-  PyTypeObject *operator_type, *bound_type, *bundle_type, *standard_type;
+  PyTypeObject *operator_type, *bound_type, *bundle_type, *standard_type, *tensor_function_type;
 };
 extern struct Known relu_ops_known;
 
@@ -90,12 +90,23 @@ void relu_ops_give_block_back(LargeBlock block);
 /* See python_torch_threads.c. Watch for forks, from the module's start on: not 0 where that cannot be. */
 int relu_ops_watch_forks(void);
 
+/* A function of torch's library, or of one that it uses, as torch is bound to it; 0: there is none. */
+uintptr_t relu_ops_torch_function(const char* name);
+
 /* Find the threads of torch, once it was met. */
 void relu_ops_meet_torch_threads(PyObject* torch);
 
 /* Let a call on tensors of torch use torch's threads: complete its options, whose `threads` are what the
  * caller gave. elements: of its largest output. host must live as long as options. */
 void relu_ops_use_torch_threads(relu_ops_options* options, relu_ops_host_threads* host, int64_t elements);
+
+/* What somebody's argument is to torch. */
+typedef enum {
+  PLAIN_TENSOR,   /* exactly a tensor or a parameter, in the CPU's memory, without gaps */
+  WANTS_GRADIENT, /* such a one, whose gradient is to be recorded */
+  NO_PLAIN_TENSOR /* perhaps with an error */
+} TensorKind;
+TensorKind relu_ops_tensor_kind(PyObject* x, DLDataType* dtype); /* dtype: where to write it, or NULL */
 
 /* The stream that torch has set for a device; false where that cannot be told. */
 bool relu_ops_torch_stream(int32_t device, void** stream);
@@ -118,7 +129,8 @@ DLTensor* relu_ops_describe(const OperatorObject* self, PyObject* arrays);
 PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count, PyObject* out,
                              int threads);
 
-extern PyType_Spec relu_ops_operator_spec, relu_ops_bound_spec, relu_ops_standard_spec;
+extern PyType_Spec relu_ops_operator_spec, relu_ops_bound_spec, relu_ops_standard_spec,
+    relu_ops_tensor_function_spec;
 
 /* See python_tvm_ffi.c. */
 PyObject* relu_ops_packed(PyObject* module, PyObject* arguments);

@@ -285,6 +285,14 @@ static bool is_compact(const DLTensor* tensor) {
   return true;
 }
 
+TensorKind relu_ops_tensor_kind(PyObject* x, DLDataType* dtype) {
+  DLTensor tensor;
+  if (!is_tensor(x) || torch.exchange->dltensor_from_py_object_no_sync(x, &tensor)) return NO_PLAIN_TENSOR;
+  if (tensor.device.device_type != kDLCPU || (tensor.strides && !is_compact(&tensor))) return NO_PLAIN_TENSOR;
+  if (dtype) *dtype = tensor.dtype;
+  return is_without_gradient(x, false) ? PLAIN_TENSOR : WANTS_GRADIENT;
+}
+
 static bool adopt_tensor(Arrays* arrays, int k, PyObject* x, bool written) {
   DLTensor* tensor = &arrays->tensors[k];
   if (!is_tensor(x) || !is_plain(x, written) || torch.exchange->dltensor_from_py_object_no_sync(x, tensor))

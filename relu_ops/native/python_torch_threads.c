@@ -20,13 +20,15 @@
 /* Of an output: torch's own operators compute fewer alone (at::internal::GRAIN_SIZE). */
 #define FEWEST_ELEMENTS 32768
 
+typedef void (*Parallel)(void (*)(void*), void*, unsigned threads, unsigned flags);
+
 /* What is called of torch and of its runtime; nothing, where torch has another one. */
 static struct {
-  void (*parallel)(void (*)(void*), void*, unsigned threads, unsigned flags); /* GOMP_parallel */
-  int (*number)(void);                                                        /* omp_get_thread_num */
-  int (*count)(void);                                                         /* omp_get_num_threads */
-  int (*most)(void);                                                          /* at::get_num_threads */
-  bool (*is_inside)(void);                                                    /* at::in_parallel_region */
+  Parallel parallel;       /* GOMP_parallel */
+  int (*number)(void);     /* omp_get_thread_num */
+  int (*count)(void);      /* omp_get_num_threads */
+  int (*most)(void);       /* at::get_num_threads */
+  bool (*is_inside)(void); /* at::in_parallel_region */
 } openmp;
 
 /* ---- forks --------------------------------------------------------------------------------------- */
@@ -65,23 +67,24 @@ static bool uses_openmp(PyObject* module) {
   return uses;
 }
 
-/* A function as it is bound in a library: a global one, if there is one, else one that the library brings. */
-static uintptr_t bound(void* library, const char* name) {
-  void* global = dlsym(RTLD_DEFAULT, name);
-  return (uintptr_t)(global ? global : dlsym(library, name));
+uintptr_t relu_ops_torch_function(const char* name) {
+  void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (!library) return 0;
+  void* global = dlsym(RTLD_DEFAULT, name); /* where the loader looked first for torch, too */
+  void* found = global ? global : dlsym(library, name);
+  dlclose(library);
+  return (uintptr_t)found;
 }
 
 void relu_ops_meet_torch_threads(PyObject* module) {
-  void* library = uses_openmp(module) ? dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD) : NULL;
-  if (!library) return;
-  openmp.number = (int (*)(void))bound(library, "omp_get_thread_num");
-  openmp.count = (int (*)(void))bound(library, "omp_get_num_threads");
-  openmp.most = (int (*)(void))bound(library, "_ZN2at15get_num_threadsEv");
-  openmp.is_inside = (bool (*)(void))bound(library, "_ZN2at18in_parallel_regionEv");
+  if (!uses_openmp(module)) return;
+  openmp.number = (int (*)(void))relu_ops_torch_function("omp_get_thread_num");
+  openmp.count = (int (*)(void))relu_ops_torch_function("omp_get_num_threads");
+  openmp.most = (int (*)(void))relu_ops_torch_function("_ZN2at15get_num_threadsEv");
+  openmp.is_inside = (bool (*)(void))relu_ops_torch_function("_ZN2at18in_parallel_regionEv");
   if (openmp.number && openmp.count && openmp.most && openmp.is_inside)
-    openmp.parallel = (void (*)(void (*)(void*), void*, unsigned, unsigned))bound(library, "GOMP_parallel");
+    openmp.parallel = (Parallel)relu_ops_torch_function("GOMP_parallel");
   if (is_fork()) remember_fork();
-  dlclose(library);
 }
 
 /* ---- calls --------------------------------------------------------------------------------------- */

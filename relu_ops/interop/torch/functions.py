@@ -19,6 +19,18 @@ _USUAL_SLOPE = 0.01
 _INTEGERS = ("int8", "int16", "int32", "int64")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
+# What computes where a call is nothing but its numbers; each knows the dtypes that were met. By
+# names of their own: in company a look into a cold dictionary takes as long as a call.
+_is_traced = library.is_traced
+_relu_at_once = library.function(heeds_autocast=False)
+_leaky_relu_at_once = library.function(heeds_autocast=False)
+_leaky_relu_of_any_slope_at_once = library.function(heeds_autocast=False)
+_AT_ONCE = {
+    "relu": _relu_at_once,
+    "leaky_relu": _leaky_relu_at_once,
+    "leaky_relu_of_any_slope": _leaky_relu_of_any_slope_at_once,
+}
+
 
 def relu(x: torch.Tensor) -> torch.Tensor:
     """Compute 0 where x < 0, else x, with gradient.
@@ -33,6 +45,16 @@ def relu(x: torch.Tensor) -> torch.Tensor:
     >>> relu(torch.tensor([-1.5, 2.0]))
     tensor([0., 2.])
     """
+    if not _is_traced():
+        y = _relu_at_once(x)
+        if y is NotImplemented:
+            return _EagerRelu.apply(x)
+        if y is not None:
+            return y
+    return _relu_with_care(x)
+
+
+def _relu_with_care(x: torch.Tensor) -> torch.Tensor:
     if not library.nothing_listens((x,)):
         return RELU(x)
     if library.wants_gradient((x,)):
@@ -54,6 +76,19 @@ def leaky_relu(x: torch.Tensor, negative_slope: float = _USUAL_SLOPE) -> torch.T
     >>> leaky_relu(torch.tensor([-2.0, 3.0]), 0.5)
     tensor([-1.,  3.])
     """
+    if not _is_traced():
+        if negative_slope == _USUAL_SLOPE:
+            y = _leaky_relu_at_once(x)
+        else:
+            y = _leaky_relu_of_any_slope_at_once(x, negative_slope)
+        if y is NotImplemented:
+            return _EagerLeakyRelu.apply(x, negative_slope)
+        if y is not None:
+            return y
+    return _leaky_relu_with_care(x, negative_slope)
+
+
+def _leaky_relu_with_care(x: torch.Tensor, negative_slope: float) -> torch.Tensor:
     if not library.nothing_listens((x,)):
         return LEAKY_RELU(x, negative_slope)
     if library.wants_gradient((x,)):
@@ -75,7 +110,10 @@ def _operator(graph: str, dtype: torch.dtype) -> Any:
             f"{graph}: x.dtype must be one of {', '.join(allowed)} (not {name})",
             "convert it first, for example with x.float()",
         )
-    return standard.operator(graph, name)
+    operator = standard.operator(graph, name)
+    if graph in _AT_ONCE:
+        _AT_ONCE[graph].remember(operator)
+    return operator
 
 
 @functools.cache

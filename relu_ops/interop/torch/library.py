@@ -16,6 +16,8 @@ import torch
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
+from relu_ops.native._python import TensorFunction
+
 _NAMESPACE = "relu_ops"
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 """It lives as long as the process: what it registered goes with it."""
@@ -23,7 +25,7 @@ _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 # By names of their own: looked up where they lie, they take a microsecond more a call.
-_is_traced = torch.compiler.is_dynamo_compiling  # what it runs itself says False, and is quick
+is_traced = torch.compiler.is_dynamo_compiling  # what it runs itself says False, and is quick
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -114,7 +116,7 @@ def nothing_listens(inputs: Sequence[Any]) -> bool:
 
     Then torch's dispatcher, which takes 3 us a call from Python, need not be asked.
     """
-    if _is_traced():
+    if is_traced():
         return False
     for x in inputs:
         if type(x) not in _PLAIN or not x.is_cpu or _is_wrapped(x) or _is_batched(x):
@@ -128,6 +130,16 @@ def nothing_listens(inputs: Sequence[Any]) -> bool:
         or _traces() is not None
         or forward_ad._current_level >= 0
     )
+
+
+def function(heeds_autocast: bool) -> TensorFunction:
+    """A function that computes at once where a call is nothing but its numbers, natively.
+
+    Tensors that a transformation has wrapped are none that it takes; others are constants to it.
+    """
+    listeners = ((_dispatch_modes,), (_function_modes,), (_profiles,), (_traces,))
+    others = ((_autocasts, "cpu"),) if heeds_autocast else ()
+    return TensorFunction(listeners, others, vars(forward_ad))
 
 
 def wants_gradient(inputs: Sequence[Any]) -> bool:
