@@ -18,6 +18,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "../native/bounds.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
 #define JOINED(a, b) a##_##b
@@ -65,7 +67,7 @@ EXPORT int limit_level(const char* name) {
 /* ------------------------------------------------------------------------------------------ */
 /* Threads */
 
-#define MOST_THREADS 256
+#define MOST_THREADS RELU_OPS_MOST_THREADS
 #define LINE 64
 
 typedef struct {

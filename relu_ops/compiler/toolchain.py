@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from relu_ops._version import __version__
+from relu_ops._version import __version__, installed_version
 
 _PACKAGES = ("apache-tvm", "ml_dtypes", "numpy", "onnx")
 _CUDA_PACKAGES = ("nvidia-cuda-cccl", "nvidia-cuda-nvrtc", "nvidia-nvfatbin")
@@ -28,15 +27,8 @@ def producer(kinds: Collection[str] = ("cpu",)) -> dict[str, str]:
         kinds: The kinds of the images' targets, "cpu" and "cuda".
     """
     packages = _PACKAGES + (_CUDA_PACKAGES if "cuda" in kinds else ())
-    return {"relu_ops": __version__, **{name: installed_version(name) for name in packages}}
-
-
-def installed_version(package: str) -> str:
-    """The version of a package, or "absent"."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
+    versions = {name: installed_version(name) or "absent" for name in packages}
+    return {"relu_ops": __version__, **versions}
 
 
 @functools.cache
