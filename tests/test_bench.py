@@ -46,7 +46,8 @@ from relu_ops.runtime import driver
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ROOT / "docs" / "benchmarks" / "networks.json"
-"""A record of another kind: whole networks in onnxruntime."""
+FRAMEWORKS = {name: NETWORKS.with_name(f"{name}.json") for name in ("torch", "jax")}
+"""Records of other kinds: whole networks in onnxruntime, operators inside torch and JAX."""
 
 NATIVE = targets.native().name
 CPU_PEERS = [name for name, peer in peers.PEERS.items() if peer.device == "cpu"]
@@ -775,7 +776,7 @@ def test_the_readme_is_up_to_date() -> None:
 
 
 def test_committed_records_are_whole() -> None:
-    paths = set((ROOT / "docs" / "benchmarks").glob("*.json")) - {NETWORKS}
+    paths = set((ROOT / "docs" / "benchmarks").glob("*.json")) - {NETWORKS, *FRAMEWORKS.values()}
     assert paths
     for path in paths:
         found = record.read(path)
@@ -795,6 +796,19 @@ def test_the_table_of_networks_is_that_of_its_record() -> None:
     assert shown.stdout in (ROOT / "docs" / "onnxruntime.md").read_text(encoding="utf-8")
     found = json.loads(NETWORKS.read_text())
     assert found["software"]["commit"] and found["machine"]["cpu"] and found["date"]
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_the_tables_of_frameworks_are_those_of_their_records(name: str) -> None:
+    script = [sys.executable, ROOT / "scripts" / "benchmark_frameworks.py", name, "--show"]
+    shown = subprocess.run(script, capture_output=True, text=True)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    tables = shown.stdout.rstrip("\n").split("\n\n")
+    assert all(f"\n{one}\n" in page for one in tables) and tables[0].count("\n") > 2
+    found = json.loads(FRAMEWORKS[name].read_text())
+    assert found["software"]["commit"] and found["machine"]["cpu"] and found["date"]
+    assert all(row["ratio"] and row["seconds"]["relu_ops"] > 0 for row in found["rows"])
 
 
 def test_pictures(tmp_path: Path) -> None:
