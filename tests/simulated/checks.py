@@ -669,7 +669,7 @@ def test_a_device_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [gpu.name for gpu in alpha.cuda.gpus] == [g.name for g in driver.probe().gpus]
         report = verify(graphs.leaky_relu(), device="cuda:1", on=alpha)
         assert report.ok and {row.target for row in report.rows} == {"cuda"}
-        with pytest.raises(DeviceError, match="^alpha: "):
+        with pytest.raises(DeviceError, match=r"^alpha: "):
             verify(graphs.relu(), device="cuda:7", on=alpha)
 
 
