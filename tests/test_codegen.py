@@ -12,15 +12,17 @@ import capstone
 import pytest
 
 from relu_ops import graphs, targets
-from relu_ops.compiler import codegen, disassembly, frontend, image, layout
-from relu_ops.compiler.x86 import schedule as schedule_x86
+from relu_ops.compiler import backends, frontend, image, layout
+from relu_ops.compiler.cpu import codegen, disassembly
+from relu_ops.compiler.cpu.backend import CpuBackend
+from relu_ops.compiler.cpu.schedule import Kernel
 from relu_ops.contract import ir
 from relu_ops.errors import BuildError
 
 LEVELS = targets.CPU_TARGETS
 REGISTERS = {"x86-64-v2": "xmm", "x86-64-v3": "ymm", "x86-64-v4": "zmm"}
 ENOUGH = REGISTERS | {"x86-64-v4": "ymm"}
-"""Where memory decides: see compiler/x86/schedule.py."""
+"""Where memory decides: see compiler/cpu/schedule.py."""
 
 SAMPLE = [
     *((name, "x86-64-v3") for name in graphs.MODELS),
@@ -51,6 +53,13 @@ def code_of(graph: ir.Graph, target: str) -> dict[str, list[Instruction]]:
         function.name.removeprefix("op::"): decoded(function)
         for function in disassembly.functions(content, "op")
     }
+
+
+def schedule(graph: ir.Graph, name: str) -> list[Kernel]:
+    target = targets.parse(name)
+    backend = backends.of(target)
+    assert isinstance(backend, CpuBackend)
+    return backend.schedule(graph, target)
 
 
 def decoded(function: disassembly.Function) -> list[Instruction]:
@@ -120,7 +129,7 @@ def test_relu_of_narrow_floats_converts_nothing() -> None:
 def test_one_graph_is_one_pass() -> None:
     """Every input is loaded once and every output stored once per vector: no intermediate."""
     graph = frontend.import_model(graphs.scale_bias_leaky_relu(alpha=0.1))
-    kernel = schedule_x86.schedule(graph, targets.parse("x86-64-v4"))[0]
+    kernel = schedule(graph, "x86-64-v4")[0]
     assert len(kernel.patterns) == len(graph.inputs) + len(graph.outputs)
 
 
@@ -303,7 +312,7 @@ def test_no_streaming_store_is_narrower_than_the_narrowest_one() -> None:
         opset_imports=[helper.make_opsetid("", 18)],
     )
     kernels = {
-        level: schedule_x86.schedule(frontend.import_model(model), targets.parse(level))[0]
+        level: schedule(frontend.import_model(model), level)[0]
         for level in REGISTERS
     }
     assert {level: kernel.stream is None for level, kernel in kernels.items()} == {

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from relu_ops import graphs, targets
-from relu_ops.compiler import disassembly, frontend, image
+from relu_ops.compiler import frontend, image
+from relu_ops.compiler.cpu import disassembly
 from relu_ops.errors import ArgumentError, MissingDependencyError
 
 
@@ -121,7 +122,7 @@ def test_tvm_is_not_needed(two: bytes, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(('tvm', 'tvm_ffi', 'onnx', 'elftools')))\n"
-        "from relu_ops.compiler import disassembly\n"
+        "from relu_ops.compiler.cpu import disassembly\n"
         "print(len(disassembly.disassembly(open(sys.argv[1], 'rb').read(), 'first')))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "image")]

@@ -15,7 +15,7 @@ from cases import NEVER, TARGETS, same_bits, settings
 
 from relu_ops import compiler, graphs, targets
 from relu_ops.bundle import store as bundle
-from relu_ops.compiler import disassembly
+from relu_ops.compiler.cpu import disassembly
 from relu_ops.contract.semantics import DTYPES
 from relu_ops.native import _python as native
 from relu_ops.runtime.operator import Operator

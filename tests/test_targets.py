@@ -56,7 +56,7 @@ def test_names_go_round(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_one_architecture(name: str) -> None:
     assert targets.parse(name).architectures == (int(name.rpartition("_")[2]),)
-    assert targets.parse(name).kind == "cuda"
+    assert targets.parse(name).backend is targets.CUDA
 
 
 @pytest.mark.parametrize(

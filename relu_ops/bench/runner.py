@@ -14,7 +14,7 @@ import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,21 +137,18 @@ def plan(
 
 
 def _participants(level: str, levels: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    kind = targets.parse(level).kind
-    first = next(other for other in levels if targets.parse(other).kind == kind)
+    device = targets.parse(level).backend.device
+    first = next(other for other in levels if targets.parse(other).backend.device == device)
     return tuple(
         p.name
         for p in peers.PEERS.values()
-        if p.device == kind and (not names or p.name in names) and (level == first or p.by_target)
+        if p.device == device and (not names or p.name in names) and (level == first or p.by_target)
     )
 
 
 def _runnable(level: str) -> str:
     target = targets.resolve(level)
-    if target.kind == "cuda":
-        _check_device(target)
-    else:
-        targets.check_runs(target)
+    _CHECKS[target.backend.device](target)
     return target.name
 
 
@@ -361,8 +358,8 @@ class _Measurement:
         return _Ready(problem, self._limit(group), prepared, verified)
 
     def _limit(self, group: Group) -> limit.Limit | None:
-        if targets.parse(group.target).kind != "cpu":
-            return None
+        if not targets.parse(group.target).backend.processors:
+            return None  # a device's limit is its own copy
         loops = limit.of(group.target)
         if isinstance(loops, Skipped):
             self.skipped.append(Skip("limit", loops.kind, loops.reason, loops.hint))
@@ -504,11 +501,21 @@ def _checked_call(
         return peers.unsupported(error)
 
 
+_CHECKS: Mapping[str, Callable[[targets.Target], None]] = {
+    "cpu": targets.check_runs,
+    "cuda": _check_device,
+}
+_LIMITS: Mapping[str, Callable[[Problem], Iterable[tuple[str, Callable[[int], float]]]]] = {
+    "cpu": lambda _: (),
+    "cuda": cuda.limits,
+}
+"""By what a target runs on: whether it can here; and limits beside the loops of a processor."""
+
+
 def _contestants(ready: _Ready, mode: str, group: Group) -> Iterator[_Contestant]:
     problem, loops = ready.problem, ready.limit
-    if targets.parse(group.target).kind == "cuda":
-        for name, seconds in cuda.limits(problem):
-            yield _Contestant(f"{LIMIT}{name}", seconds)
+    for name, seconds in _LIMITS[targets.parse(group.target).backend.device](problem):
+        yield _Contestant(f"{LIMIT}{name}", seconds)
     for name, prepared in ready.prepared.items():
         call = prepared.call
         if mode == CONSUME and loops is not None:

@@ -18,7 +18,7 @@ from relu_ops.bundle import manifest as manifests
 from relu_ops.bundle import store as bundles
 from relu_ops.bundle.manifest import Manifest, printable
 from relu_ops.bundle.store import Bundle
-from relu_ops.compiler.disassembly import disassembly
+from relu_ops.compiler.cpu.disassembly import disassembly
 from relu_ops.contract.shapes import in_brackets
 from relu_ops.errors import (
     ArgumentError,
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
     import onnx
 
     from relu_ops.compiler.frontend import Model
-
-KINDS: Mapping[str, tuple[str, ...]] = {
-    "cpu": ("tir", "llvm", "assembly"),
-    "cuda": ("tir", "cuda"),
-}
-"""The kinds of `source` by the kind of target: TVM's loops, LLVM IR, the machine code that ships;
-and CUDA C++."""
 
 _SHOWN_VALUES = 8
 """A tensor with more values than this is shown by its dtype and shape alone."""
@@ -83,7 +76,7 @@ def source(
         path_or_model: As for `describe`.
         target: A target by name; by default "native", the best that this machine runs, for a
             bundle of those that it has.
-        kind: One of `KINDS` for that kind of target. "assembly" of a bundle is what its image
+        kind: One of the `forms` of the target's backend. "assembly" of a bundle is what its image
             holds; everything else is made anew of the model.
         name: Which operator of a bundle; None where it has one.
 
@@ -99,8 +92,8 @@ def source(
     """
     held = _bundle_at(path_or_model)
     chosen = _best_target(held) if target in (None, "native") else targets.resolve(target)
-    if kind not in KINDS[chosen.kind]:
-        kinds = ", ".join(KINDS[chosen.kind])
+    if kind not in chosen.backend.forms:
+        kinds = ", ".join(chosen.backend.forms)
         raise ArgumentError(
             f"source: kind must be one of {kinds} for {chosen} (not {kind!r})",
             "tir is TVM's loops, assembly the machine code that ships",
@@ -117,14 +110,12 @@ def source(
         return disassembly(held.image(chosen.name), operator)
     for package in ("onnx", "tvm"):
         require(package, "compile", f"{_PURPOSE}.source")
-    from relu_ops.compiler import codegen, frontend, image
-    from relu_ops.compiler.cuda import codegen as codegen_cuda
+    from relu_ops.compiler import backends, frontend, image
 
     graph = frontend.import_model(held.model(operator) if held and operator else path_or_model)
     if kind == "assembly":
         return disassembly(image.build([(graph.name, graph)], chosen), graph.name)
-    makers = {"cpu": codegen.sources, "cuda": codegen_cuda.sources}
-    return getattr(makers[chosen.kind](graph, chosen), kind)
+    return getattr(backends.of(chosen).sources(graph, chosen), kind)
 
 
 def _best_target(held: Bundle | None) -> Target:
@@ -585,9 +576,9 @@ def _show_targets(description: Mapping[str, Any]) -> list[str]:
 
 def _show_where(target: Mapping[str, Any]) -> str:
     """Where a target runs; of CUDA, which drivers and devices an image is for."""
-    if targets.parse(target["name"]).kind == "cuda" and "requires" in target:
-        version, *codes = target["requires"]
-        return f"for CUDA {version.removeprefix('cuda_')}: {', '.join(codes)}"
+    devices = targets.parse(target["name"]).backend.devices(target.get("requires", ()))
+    if devices is not None:
+        return devices
     return "runs here" if target["runs_here"] else f"not here: {target['why_not']}"
 
 

@@ -56,7 +56,7 @@ def verify(
 
     Args:
         model: A bundle's directory; or a model, as for `relu_ops.compile`, which is compiled for
-            every x86 level or, for a device, for the target `cuda`.
+            every target of this machine's processor or, for a device, for the target `cuda`.
         name: Which operator of a bundle; None where it has one.
         target: Only this target.
         device: "cpu", or a CUDA device: "cuda" (the first), "cuda:1". Arrays are copied there and
@@ -87,7 +87,7 @@ def verify(
     if seed < 0:
         raise ArgumentError(f"verify: seed must be at least 0 (not {seed})", "leave it out for 0")
     cuda = number_of(device)
-    everything = targets.CPU_TARGETS if cuda < 0 else ("cuda",)
+    everything = targets.of_architecture() if cuda < 0 else ("cuda",)
     subject = _subject(model, name, [target] if target else everything, seed, exhaustive)
     plan = subject.plan
     if case is not None and not 0 <= case < max(len(plan), 1):
