@@ -408,12 +408,14 @@ def _wheel(options: argparse.Namespace) -> int:
 
 
 def _export_kernel(options: argparse.Namespace) -> int:
+    from relu_ops.bundle import store as bundles
     from relu_ops.ship import kernels
 
     name = options.name or Path(options.bundle).name.partition(".")[0]
     version, license = options.version, options.license
-    kernels.export(options.bundle, options.folder, name=name, version=version, license=license)
-    _say(f"{options.folder}: {', '.join(kernels.VARIANTS)}")
+    held = bundles.read(options.bundle)
+    kernels.export(held, options.folder, name=name, version=version, license=license)
+    _say(f"{options.folder}: {', '.join(kernels.variants(held))}")
     return FINE
 
 

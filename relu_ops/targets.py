@@ -66,8 +66,9 @@ class Backend:
         return f"for CUDA {version.removeprefix('cuda_')}: {', '.join(codes)}"
 
 
-X86 = Backend(
-    "x86", ("x86_64", "AMD64"), wheel_tags=("manylinux1_x86_64", "musllinux_1_0_x86_64")
+X86 = Backend("x86", ("x86_64", "AMD64"), wheel_tags=("manylinux1_x86_64", "musllinux_1_0_x86_64"))
+AARCH64 = Backend(
+    "aarch64", ("aarch64", "arm64"), wheel_tags=("manylinux2014_aarch64", "musllinux_1_0_aarch64")
 )
 CUDA = Backend(
     "cuda",
@@ -85,10 +86,11 @@ class Target:
     Attributes:
         name: The name, as it is parsed and printed.
         backend: What it has in common with others.
-        vector_bytes: The width of a vector register; 0 for CUDA.
+        vector_bytes: What is computed at once: a vector register, on aarch64 two; 0 for CUDA.
         flags: Processor flags it needs, beyond those of the rows before it.
-        native_float16: True where float16 is converted in hardware (F16C).
+        native_float16: True where float16 is converted in hardware: by F16C, and by all of ARMv8-A.
         cheap_select: True where a select is one instruction that overwrites no operand (AVX).
+        smallest_stream: Bytes of the narrowest store past the cache: movntps, stnp of two registers.
         llvm_name: What LLVM calls its processor, where that is another name.
         architectures: For CUDA: the SM versions with machine code; empty means the fat default.
     """
@@ -99,6 +101,7 @@ class Target:
     flags: tuple[str, ...] = ()
     native_float16: bool = False
     cheap_select: bool = True
+    smallest_stream: int = 16
     llvm_name: str = ""
     architectures: tuple[int, ...] = ()
 
@@ -112,6 +115,12 @@ TARGETS: dict[str, Target] = {
         Target("x86-64-v2", X86, 16, _V2, cheap_select=False),
         Target("x86-64-v3", X86, 32, _V2 + _V3, native_float16=True),
         Target("x86-64-v4", X86, 64, _V2 + _V3 + _V4, native_float16=True),
+        Target(
+            *("aarch64", AARCH64, 32, ("fp", "asimd")),
+            native_float16=True,
+            smallest_stream=32,
+            llvm_name="generic",
+        ),
         Target("cuda", CUDA, native_float16=True),
     )
 }
@@ -174,13 +183,13 @@ def this_machine() -> Machine:
 def _model_name() -> str:
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, _, value = line.partition(":")
-                if key.strip() == "model name":
-                    return value.strip()
+            lines = [line.partition(":") for line in file]
     except OSError:
-        pass
-    return "unknown"
+        return "unknown"
+    found = {key.strip(): value.strip() for key, _, value in reversed(lines)}
+    if "model name" in found or "CPU part" not in found:
+        return found.get("model name", "unknown")
+    return f"implementer {found.get('CPU implementer')}, part {found['CPU part']}"  # Arm's numbers
 
 
 def why_not(target: Target, machine: Machine) -> str | None:
@@ -188,6 +197,8 @@ def why_not(target: Target, machine: Machine) -> str | None:
 
     >>> why_not(parse("x86-64-v3"), Machine("aarch64"))
     'the processor is aarch64 (not x86_64)'
+    >>> why_not(parse("aarch64"), Machine("x86_64"))
+    'the processor is x86_64 (not aarch64)'
     """
     if (reason := target.backend.why_not(machine.architecture)) is not None:
         return reason

@@ -430,6 +430,7 @@ targets it can be built for
   x86-64-v2  runs here
   x86-64-v3  runs here
   x86-64-v4  not here: the processor or its operating system lacks {", ".join(targets._V4)}
+  aarch64    not here: the processor is x86_64 (not aarch64)
 
 made by
   relu_ops"""

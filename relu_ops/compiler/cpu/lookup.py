@@ -66,9 +66,7 @@ def _is_byte(dtype: str) -> bool:
     return DTYPES[dtype].kind in ("int", "uint") and DTYPES[dtype].bits == 8
 
 
-def function_of(
-    table: np.ndarray, lanes: int, schemes: Mapping[int, Scheme]
-) -> tuple[str, str]:
+def function_of(table: np.ndarray, lanes: int, schemes: Mapping[int, Scheme]) -> tuple[str, str]:
     """The name and the LLVM IR of a function of `lanes` bytes to as many.
 
     Args:

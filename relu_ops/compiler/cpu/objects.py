@@ -43,6 +43,7 @@ class Relocation:
         reach: How far from the word that may lie, in bytes.
         behind: How far behind the place that is meant the processor reads, at least.
         before: How far before what is read that place may lie, at most.
+        multiple: What that place must be a multiple of.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Relocation:
     reach: int = 1 << 32
     behind: int = 0
     before: int = 0
+    multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,11 @@ class _Object:
             self.refuse(
                 f"has a relocation {where} to {read} of {section.name}, which has "
                 f"{section['sh_size']} bytes"
+            )
+        if offset % kind.multiple or section["sh_addralign"] % kind.multiple:
+            self.refuse(
+                f"has a relocation {kind.name} {where} to {offset} of {section.name}, which lies "
+                f"at a multiple of {section['sh_addralign']} (it must be to one of {kind.multiple})"
             )
         return Reference(at, symbol["st_shndx"], offset, kind)
 

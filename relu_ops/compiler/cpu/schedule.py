@@ -30,9 +30,6 @@ from relu_ops.contract import ir
 from relu_ops.contract.semantics import DTYPES
 from relu_ops.targets import Target
 
-_SMALLEST_STREAM = 16
-"""Bytes of the narrowest streaming store (movntps)."""
-
 _ENOUGH_BYTES = 32
 """Bytes of a vector where nothing is widened or looked up, so that memory decides.
 
@@ -87,7 +84,7 @@ def _kernel(
     plain, streaming = make(), make(stream=True)
     itemsize = DTYPES[plain.dtypes[-1]].itemsize
     # A streaming store writes around the cache, a whole vector at a time.
-    can_stream = len(graph.outputs) == 1 and streaming.lanes * itemsize >= _SMALLEST_STREAM
+    can_stream = len(graph.outputs) == 1 and streaming.lanes * itemsize >= target.smallest_stream
     stream = streaming.run() if can_stream else None
     return Kernel(name, patterns, plain.run(), stream, plain.lanes * itemsize)
 
