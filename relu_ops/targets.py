@@ -90,7 +90,7 @@ class Target:
         flags: Processor flags it needs, beyond those of the rows before it.
         native_float16: True where float16 is converted in hardware: by F16C, and by all of ARMv8-A.
         cheap_select: True where a select is one instruction that overwrites no operand (AVX).
-        smallest_stream: Bytes of the narrowest store past the cache: movntps, stnp of two registers.
+        smallest_stream: Bytes of the narrowest store past the cache: movntps; stnp of a pair.
         llvm_name: What LLVM calls its processor, where that is another name.
         architectures: For CUDA: the SM versions with machine code; empty means the fat default.
     """

@@ -1,6 +1,6 @@
 """Makes the committed record: every graph, level and size here, its pictures, the README's table.
 
-With no arguments it measures for some 20 minutes on 2 cores and writes docs/benchmarks/NAME.json,
+With no arguments it measures for about half an hour on 2 cores and writes docs/benchmarks/NAME.json,
 docs/benchmarks/NAME/ and the table in README.md. What is not installed is left out, and the record
 says so: see docs/benchmarks/README.md for everybody that can take part.
 """

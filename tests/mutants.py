@@ -30,7 +30,8 @@ class Mutant:
 
 RULES, EMITTER = "relu_ops/compiler/rules.py", "relu_ops/compiler/emitter.py"
 PLAN, CHECK, POOL = (f"relu_ops/native/{name}.c" for name in ("plan", "check", "pool"))
-RUN, IMAGE, BUNDLE = (f"relu_ops/native/{name}.c" for name in ("run_cpu", "image", "bundle"))
+RUN, IMAGE, BUNDLE = (f"relu_ops/native/{name}.c" for name in ("run_cpu", "image_reader", "bundle"))
+READING = "relu_ops/native/image_reader.h"
 SOURCE, CHOOSE, MAPPING = (f"relu_ops/native/{name}.c" for name in ("source", "choose", "mapping"))
 STORE, MANIFEST = "relu_ops/bundle/store.py", "relu_ops/bundle/manifest.py"
 CACHE = "relu_ops/cache.py"
@@ -370,7 +371,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # ---------------------------------------------------------------- reader
     Mutant(
         "a table may end after the image",
-        IMAGE,
+        READING,
         "if (table.at > r->size || size > r->size - table.at)",
         "if (table.at > r->size || size > r->size)",
         of("image_reader", "test_one_lie[operators[1].kernels[0].patterns.at]"),
@@ -384,14 +385,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "half a surrogate pair is taken for a character",
-        IMAGE,
+        READING,
         "(code < 0xD800 || code > 0xDFFF)",
         "(code < 0xD800 || code > 0xDBFF)",
         of("image_reader", "test_texts_are_those_that_python_decodes"),
     ),
     Mutant(
         "a small image may keep its reader busy for hours",
-        IMAGE,
+        READING,
         "if (bytes > RELU_OPS_MOST_READ - r->read)",
         "if (bytes > RELU_OPS_MOST_READ)",
         of("image_reader", "test_shared_tables_do_not_keep_the_reader_busy"),

@@ -29,7 +29,7 @@ from relu_ops.runtime.operator import Operator
 DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int8, np.int64)
 
 FEW_ELEMENTS = 8192
-"""Calls of so few keep the GIL (native/python_operator.c)."""
+"""Calls of so few keep the GIL (native/python_call.c)."""
 
 MOST_FAST = 8
 """So many arrays go the native way (native/python.h)."""

@@ -29,6 +29,7 @@ from relu_ops.errors import (
     UnsupportedError,
 )
 from relu_ops.report import inspect
+from relu_ops.report.inspect.text import in_bytes
 from relu_ops.targets import Machine
 
 LEVELS = ["x86-64-v2", "x86-64-v3", "x86-64-v4"]
@@ -139,7 +140,7 @@ def test_an_operator_s_bundle_is_described_too(leaky: Path) -> None:
 def test_a_bundle_is_rendered(leaky: Path) -> None:
     text = inspect.render(inspect.describe(leaky))
     start, files, made = text.partition("\nfiles\n")[0], *text.split("\nfiles\n")[1].split("\n\n")
-    sizes = [inspect._bytes((leaky / name).stat().st_size) for name in IMAGES]
+    sizes = [in_bytes((leaky / name).stat().st_size) for name in IMAGES]
     digest = bundles.read(leaky).digest
     size = sum(path.stat().st_size for path in leaky.iterdir()) / 1000
     expected = f"""\
@@ -179,6 +180,7 @@ import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name: None if name in ("onnx", "tvm") else find(name)
 from relu_ops.report import inspect
+from relu_ops.report.inspect.text import in_bytes
 description = inspect.describe({str(leaky)!r})
 (operator,) = description["operators"]
 assert operator["graph"] is None and operator["inputs"][0]["name"] == "x"
@@ -252,7 +254,7 @@ def test_a_bundle_built_again_is_identical(leaky: Path, capsys: pytest.CaptureFi
     assert [file["path"] for file in report["files"]] == ["leaky_relu.onnx", *IMAGES]
     assert cli.main(["inspect", "--rebuild-check", str(leaky)]) == 0
     out, err = capsys.readouterr()
-    sizes = {file["path"]: inspect._bytes(file["size"]) for file in report["files"]}
+    sizes = {file["path"]: in_bytes(file["size"]) for file in report["files"]}
     assert (err, out) == (
         "",
         f"""\
@@ -539,6 +541,7 @@ import sys
 for name in ("onnx", "tvm", "elftools"):
     sys.modules[name] = None
 from relu_ops.report import inspect
+from relu_ops.report.inspect.text import in_bytes
 print(inspect.source({str(leaky)!r}, "x86-64-v2", "assembly").count(":\\tret"))
 """
     done = children.run(script)

@@ -312,7 +312,7 @@ REFUSED_ARGUMENTS = [
     (
         {"path": "no such folder/a.png"},
         ArgumentError,
-        "plot: no such folder/a.png cannot be written: No such file or directory",
+        "no such folder/a.png: cannot be written: No such file or directory",
     ),
     (
         {"low": -1e39},

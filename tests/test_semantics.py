@@ -13,6 +13,7 @@ from pathlib import Path
 import children
 import numpy as np
 import onnx
+import onnx.defs
 import pytest
 from cases import TARGETS, compiled_everywhere
 from onnx import helper
@@ -24,6 +25,7 @@ from relu_ops.contract import reference, semantics
 from relu_ops.contract.semantics import DTYPES, OPERATORS, PRIMITIVES
 from relu_ops.verification import same, special_values
 
+BFLOAT16 = DTYPES["bfloat16"].numpy
 SLOPES = (0, 0.001, -0.001, 0.01, -0.01, 0.1, 0.25, 0.3, 0.5, 1, 1.3, 2, -1, -0.25, 6e-8)
 EDGE_SLOPES = (
     -0.0,
@@ -56,6 +58,29 @@ def test_every_primitive_has_a_reference_and_a_lowering() -> None:
 
 def test_every_operator_has_a_handler_in_the_frontend() -> None:
     assert set(frontend.HANDLERS) == set(OPERATORS)
+
+
+def test_dtypes_have_the_names_and_numbers_of_onnx() -> None:
+    for row in DTYPES.values():
+        assert onnx.TensorProto.DataType.Value(row.onnx_name.upper()) == row.onnx_type
+        assert helper.tensor_dtype_to_np_dtype(row.onnx_type) == row.numpy
+
+
+def test_attributes_have_the_defaults_of_onnx() -> None:
+    for name, row in OPERATORS.items():
+        floats = {
+            key: attribute.default_value.f
+            for key, attribute in onnx.defs.get_schema(name, 18).attributes.items()
+            if attribute.type == onnx.defs.OpSchema.AttrType.FLOAT and name != "Constant"
+        }
+        assert {key: float(np.float32(value)) for key, value in row.attributes.items()} == floats
+
+
+def test_only_a_composition_has_no_rule_of_its_own_and_a_form() -> None:
+    composed = {name for name, row in OPERATORS.items() if row.form == "composition"}
+    assert {"HardSigmoid", "HardSwish"} <= composed
+    for name, row in OPERATORS.items():
+        assert row.primitive or row.form == "own" or name in composed
 
 
 def test_the_documentation_is_generated_from_the_table() -> None:
@@ -117,6 +142,19 @@ def test_narrow_products_are_rounded_once() -> None:
     # 2**-67 * 1.0078125 times itself lies just above a tie of bfloat16's subnormals.
     factor = np.array([(1 + 2**-7) * 2.0**-67], DTYPES["bfloat16"].numpy)
     assert float(reference.mul(factor, factor)[0]) == 2.0**-133
+
+
+@pytest.mark.parametrize("operator", ["Mul", "Div"])
+def test_float32_rounds_no_bfloat16_twice(operator: str) -> None:
+    """Kernels compute these in float32, and round again: every significand, where it rounds too."""
+    a, b = np.meshgrid(np.arange(128.0, 256), np.arange(128.0, 256))
+    for exponent in range(-170, -115):
+        half = exponent // 2
+        other = exponent - half if operator == "Mul" else half - exponent
+        pair = [np.ldexp(x, e).astype(BFLOAT16) for x, e in ((a, half), (b, other))]
+        wide = [x.astype(np.float32) for x in pair]
+        twice = (wide[0] * wide[1] if operator == "Mul" else wide[0] / wide[1]).astype(BFLOAT16)
+        assert_same(twice, reference.apply(operator, pair, {}), f"2**{exponent}")
 
 
 # The same numbers, of the compiled operators: they and the reference may not be wrong together.

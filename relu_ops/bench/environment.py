@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from relu_ops import targets
-from relu_ops._version import __version__
+from relu_ops._version import __version__, installed_version
 from relu_ops.bench import peers
 from relu_ops.runtime import threads
 
@@ -47,9 +45,8 @@ def machine() -> dict[str, Any]:
 
 def software() -> dict[str, Any]:
     """Versions of everything that takes part, and the commit of this source tree."""
-    packages = {p.package: p.version() for p in peers.PEERS.values() if not p.ours}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        packages["apache-tvm-ffi"] = importlib.metadata.version("apache-tvm-ffi")
+    packages = {p.package: installed_version(p.package) for p in peers.PEERS.values() if not p.ours}
+    packages["apache-tvm-ffi"] = installed_version("apache-tvm-ffi")
     return {
         "relu_ops": __version__,
         "python": platform.python_version(),

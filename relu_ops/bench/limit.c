@@ -18,6 +18,7 @@
 #include <time.h>
 
 #include "../native/arch.h"
+#include "../native/bounds.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -49,7 +50,7 @@ EXPORT int limit_level(const char* name) {
 /* ------------------------------------------------------------------------------------------ */
 /* Threads */
 
-#define MOST_THREADS 256
+#define MOST_THREADS RELU_OPS_MOST_THREADS
 #define LINE 64
 
 typedef struct {

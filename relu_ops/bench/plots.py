@@ -82,7 +82,7 @@ def draw(found: Record, folder: str | Path) -> list[Path]:
     paths = []
     for name, paint in _pictures(found):
         for kind in KINDS:
-            paths.append(_write(target / f"{name}.{kind}", _rendered(paint, kind)))
+            paths.append(style.write(target / f"{name}.{kind}", _rendered(paint, kind)))
     return paths
 
 
@@ -172,14 +172,6 @@ def _save_small(pixels: Any, file: io.BytesIO) -> None:
 
     picture = Image.fromarray(np.asarray(pixels)).convert("RGB")
     picture.quantize(256, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
-
-
-def _write(path: Path, content: bytes) -> Path:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ArgumentError(f"{path}: cannot be written: {error.strerror}") from error
-    return path
 
 
 def _sizes(found: Record, key: Key) -> list[int]:
@@ -418,7 +410,7 @@ def _leads(figure: Any, found: Record, keys: Sequence[Key]) -> None:
     axes.set_yticks(range(len(keys)), [_formula(key[0], key[1]) for key in keys])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
-    axes.tick_params(length=0, colors="#333333")
+    axes.tick_params(length=0, colors=style.DARK_GREY)
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_xticks(np.arange(len(sizes) + 1) - 0.5, minor=True)
@@ -466,11 +458,11 @@ def _processes(figure: Any, found: Record) -> None:
         values = [value(row) for row in rows]
         colors = [style.BLUE if r.contestant == "relu_ops" else "#C4C4C4" for r in rows]
         bars = axes.barh(range(len(rows)), values, color=colors, height=0.7)
-        axes.bar_label(bars, [form.format(v) for v in values], padding=3, color="#333333")
+        axes.bar_label(bars, [form.format(v) for v in values], padding=3, color=style.DARK_GREY)
         axes.set_title(title)
         axes.set_yticks(range(len(rows)), [_process_title(r.contestant) for r in rows])
         axes.tick_params(length=0)
-        axes.tick_params(axis="y", colors="#333333")
+        axes.tick_params(axis="y", colors=style.DARK_GREY)
         axes.set_xticks([])
         axes.margins(x=0.18)
         for spine in axes.spines.values():

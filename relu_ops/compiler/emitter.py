@@ -197,20 +197,28 @@ class Emitter:
         return tirx.call_llvm_pure_intrin(self.type(dtype), "llvm.arithmetic.fence", tirx.Mul(a, b))
 
     def product_bfloat16(self, a: Operand, b: Operand) -> Operand:
-        """The product of two bfloat16, rounded once."""
-        with self._in_parts():
-            wide_a, wide_b = self._parted(a), self._parted(b)
-            scale = self.floating("float32", 2.0**48)
-            scaled = lambda: tirx.Mul(tirx.Mul(wide_a, scale), tirx.Mul(wide_b, scale))
-            return self._tiny_exact(tirx.Mul(wide_a, wide_b), scaled)
+        """The product of two bfloat16, rounded as one rounding does."""
+        return self._by_float32(tirx.Mul, a, b)
 
     def quotient_bfloat16(self, a: Operand, b: Operand) -> Operand:
-        """The quotient of two bfloat16, rounded once."""
+        """The quotient of two bfloat16, rounded as one rounding does."""
+        return self._by_float32(tirx.Div, a, b)
+
+    def _by_float32(
+        self, operation: Callable[[Expr, Expr], Expr], a: Operand, b: Operand
+    ) -> Operand:
+        """A product or quotient of bfloat16, rounded to float32 and then to bfloat16.
+
+        Two roundings, with the bits of one: the first never makes a tie of what was none. A product
+        has 16 bits, which float32 holds, unless it lies below 2**-134, half the least bfloat16: by
+        2**-142 at least, where the first rounding moves it by 2**-150 at most. Of a quotient
+        float32 has more than 2 * 8 + 2 bits (Figueroa, 1995), unless it lies below 2**-126: there
+        the first rounding moves it as little, and no tie is nearer than 2**-143.
+        """
         with self._in_parts():
-            wide_a, wide_b = self._parted(a), self._parted(b)
-            larger = self.floating("float32", 2.0**96)
-            scaled = lambda: tirx.Div(tirx.Mul(wide_a, larger), wide_b)
-            return self._tiny_exact(tirx.Div(wide_a, wide_b), scaled)
+            result = self.bind("float32", operation(self._parted(a), self._parted(b)))
+            joined = self._joined(self._upper_half_of_number(result))
+            return Operand("bfloat16", self.bind("uint16", joined))
 
     def sloped_bfloat16(self, x: Operand, slope: Operand, plain: Callable[[], Operand]) -> Operand:
         """slope * x if x < 0 else x, by a table where there is one and it holds for every lane.
@@ -419,58 +427,6 @@ class Emitter:
         if DTYPES[dtype].is_narrow_float:
             return self.narrow(dtype, expr)
         return Operand(dtype, self.bind(dtype, expr))
-
-    def _tiny_exact(self, result: Expr, scaled: Callable[[], Expr]) -> Operand:
-        """Round a bfloat16 product or quotient whose float32 result may be subnormal.
-
-        bfloat16 has the exponents of float32: below 2**-126 the float32 result is itself
-        rounded, and rounding it again is not the one rounding that the contract has. Such results
-        are rare, and cost twice the instructions: they have a branch of their own.
-
-        Args:
-            result: The float32 result of two operands that were `parted`.
-            scaled: Emits the same result times 2**96, where float32 still holds its exact side
-                of every tie.
-        """
-        result = self.bind("float32", result)
-
-        def exact() -> Operand:
-            larger = self.floating("float32", 2.0**96)
-            approximate = self.bind("float32", tirx.Mul(result, larger))
-            odd = self._to_odd(result, approximate, self.bind("float32", scaled()))
-            tiny = tirx.LT(self._magnitude(result), self.integer("uint32", 0x800000))
-            rounded = self._upper_half_rounded(tirx.Select(tiny, odd, result))
-            return Operand("bfloat16", self._joined(rounded))
-
-        common = self._joined(self._upper_half_of_number(result))
-        return self._unless(self._has_subnormal(result), exact, common)
-
-    def _magnitude(self, x: Expr) -> Expr:
-        return self.bits("uint32", x) & self.integer("uint32", 0x7FFFFFFF)
-
-    def _has_subnormal(self, x: Expr) -> Expr:
-        """Whether any lane is subnormal: its magnitude less one, wrapping, is below 2**-126's."""
-        one, least = self.integer("uint32", 1), self.integer("uint32", 0x7FFFFF)
-        below = self.wrapping("sub", "uint32", self._magnitude(x), one)
-        if self.lanes == 1:
-            return tirx.LT(below, least)
-        name, n, half = f"relu_ops.any_below.x{self.lanes}", self.lanes, self.lanes // 2
-        all_, some = f"<{n} x i32>", f"<{half} x i32>"
-        # The least of each pair first: the vector is two registers, and a minimum one instruction.
-        self.externs[name] = (
-            f"declare i1 @llvm.vector.reduce.or.v{half}i1(<{half} x i1>)\n"
-            f"declare {some} @llvm.umin.v{half}i32({some}, {some})\n"
-            f"define internal i32 @{name}({all_} %a, {all_} %b) alwaysinline {{\n"
-            f"  %l = shufflevector {all_} %a, {all_} poison, {self._places(range(half))}\n"
-            f"  %h = shufflevector {all_} %a, {all_} poison, {self._places(range(half, n))}\n"
-            f"  %t = shufflevector {all_} %b, {all_} poison, {self._places(range(half))}\n"
-            f"  %m = call {some} @llvm.umin.v{half}i32({some} %l, {some} %h)\n"
-            f"  %c = icmp ult {some} %m, %t\n"
-            f"  %d = call i1 @llvm.vector.reduce.or.v{half}i1(<{half} x i1> %c)\n"
-            "  %r = zext i1 %d to i32\n  ret i32 %r\n}\n"
-        )
-        found = tirx.call_pure_extern("int32", name, below, least)
-        return tirx.NE(found, tirx.IntImm("int32", 0))
 
     # -- values ----------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Writes images: the operators of one target as tables and code, in one file that needs nothing.
 
-native/image.h says what lies where, and native/image.c reads it. Distances between code and the
-constants that it reads are settled here, so that nobody has to link or relocate an image: it is
+native/image.h says what lies where, and native/image_reader.c reads it. Distances between code and
+the constants that it reads are settled here, so that nobody has to link or relocate an image: it is
 mapped wherever there is room. For CUDA the code is a fat binary an operator, which the driver takes
 as it is. Equal tables, texts, constants and code are stored once, whichever
 operator they come from. The same operators give the same bytes, on every system.

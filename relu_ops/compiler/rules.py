@@ -147,7 +147,7 @@ def sub(e: Emitter, a: Operand, b: Operand) -> Operand:
 
 
 def mul(e: Emitter, a: Operand, b: Operand) -> Operand:
-    """One rounding: the float32 product of two 16-bit floats is exact above 2**-126."""
+    """One rounding: float32 holds a product of float16, and of bfloat16 what a rounding needs."""
     if not a.row.is_float:
         return Operand(a.dtype, e.bind(a.dtype, e.wrapping("mul", a.dtype, a.expr, b.expr)))
     if a.dtype == "bfloat16":

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from relu_ops._version import __version__
+from relu_ops._version import __version__, installed_version
 from relu_ops.targets import Target
 
 _PACKAGES = ("apache-tvm", "ml_dtypes", "numpy", "onnx")
@@ -29,15 +28,8 @@ def producer(chosen: Iterable[Target] = ()) -> dict[str, str]:
     """
     others = {name for target in chosen for name in target.backend.packages}
     packages = (*_PACKAGES, *sorted(others))
-    return {"relu_ops": __version__, **{name: installed_version(name) for name in packages}}
-
-
-def installed_version(package: str) -> str:
-    """The version of a package, or "absent"."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
+    versions = {name: installed_version(name) or "absent" for name in packages}
+    return {"relu_ops": __version__, **versions}
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from relu_ops.contract.semantics import DTYPES, OPERATORS
 from relu_ops.errors import UnsupportedError
 from relu_ops.gradients.formulas import Formula
 from relu_ops.gradients.paths import Paths
-from relu_ops.gradients.writer import ELEMENTS, Writer
+from relu_ops.gradients.writer import Writer
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Backward:
         dtype = self.graph.values[operand].dtype
         result = Formula(self.writer, dtype, self._environment(index)).value(formula)
         if self.writer.dtype(result) != dtype:
-            result = self.writer.node("Cast", [result], dtype, {"to": ELEMENTS[dtype]})
+            result = self.writer.node("Cast", [result], dtype, {"to": DTYPES[dtype].onnx_type})
         self._add(operand, result)
 
     def _refuse_view(self, operand: int) -> None:
@@ -106,7 +106,7 @@ class Backward:
     def _cast(self, name: str, to: str) -> str:
         if self.writer.dtype(name) == to:
             return name
-        return self.writer.node("Cast", [name], to, {"to": ELEMENTS[to]})
+        return self.writer.node("Cast", [name], to, {"to": DTYPES[to].onnx_type})
 
     def _level(self, value: ir.Value) -> str:
         """T(x - zero_point) of a DequantizeLinear."""

@@ -6,7 +6,8 @@ import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from relu_ops.gradients.writer import ELEMENTS, Writer
+from relu_ops.contract.semantics import DTYPES
+from relu_ops.gradients.writer import Writer
 
 _COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Lt: "Less",
@@ -62,7 +63,7 @@ class Formula:
         given = self._value(node.args[0])
         assert given is not None
         to = self.dtype
-        return self.writer.node("Cast", [given], to, {"to": ELEMENTS[to]})
+        return self.writer.node("Cast", [given], to, {"to": DTYPES[to].onnx_type})
 
     def _dtype_of_dy(self) -> str:
         name = self.names["dy"]()

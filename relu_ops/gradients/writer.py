@@ -15,7 +15,6 @@ import onnx.defs
 from onnx import helper, numpy_helper
 
 from relu_ops.compiler import frontend
-from relu_ops.compiler.frontend.scope import ELEMENT_TYPES
 from relu_ops.contract import ir, reference
 from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import UnsupportedError
@@ -25,9 +24,6 @@ _OLDEST_OPSET = 18
 
 _STORED_ELEMENTS = 4096
 """A constant of more equal elements is written as a ConstantOfShape."""
-
-ELEMENTS = {name: number for number, name in ELEMENT_TYPES.items()}
-"""ONNX's number of each dtype."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,8 @@ class Writer:
     def upstream(self, output: ir.Output, dtype: str) -> str:
         """An input for the gradient of an output."""
         name = self.fresh(f"d{output.name}")
-        self._upstream[name] = helper.make_tensor_value_info(name, ELEMENTS[dtype], output.shape)
+        element_type = DTYPES[dtype].onnx_type
+        self._upstream[name] = helper.make_tensor_value_info(name, element_type, output.shape)
         self._dtypes[name] = dtype
         return name
 
@@ -141,7 +138,7 @@ class Writer:
             return self._quantization(value)
         attributes = dict(value.attributes)
         if value.operator == "Cast":
-            attributes["to"] = ELEMENTS[attributes["to"]]
+            attributes["to"] = DTYPES[attributes["to"]].onnx_type
         return self.node(value.operator, names, value.dtype, attributes)
 
     def _written_constant(self, value: ir.Value) -> str:
@@ -191,11 +188,13 @@ class Writer:
     ) -> dict[str, Any]:
         to, scale = value.dtype, self.dtype(names[1] or "")
         if value.operator == "DequantizeLinear":
-            return attributes | ({} if to == scale else {"output_dtype": ELEMENTS[to]})
+            return attributes | ({} if to == scale else {"output_dtype": DTYPES[to].onnx_type})
         if names[2] is None and to != "uint8":
-            attributes["output_dtype"] = ELEMENTS[to]
+            attributes["output_dtype"] = DTYPES[to].onnx_type
         precision = value.attributes["precision"]
-        return attributes | ({} if precision == scale else {"precision": ELEMENTS[precision]})
+        if precision == scale:
+            return attributes
+        return attributes | {"precision": DTYPES[precision].onnx_type}
 
     def _rank(self, name: str | None) -> int | None:
         if name in self._constants:
@@ -247,7 +246,7 @@ class Writer:
 
 
 def _info(one: ir.Input) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(one.name, ELEMENTS[one.dtype], one.shape)
+    return helper.make_tensor_value_info(one.name, DTYPES[one.dtype].onnx_type, one.shape)
 
 
 def _onnx_node(node: _Node, renamed: Mapping[str, str]) -> onnx.NodeProto:

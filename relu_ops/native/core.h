@@ -51,7 +51,7 @@ typedef struct {
 } Digest;
 Digest relu_ops_sha256(const void* bytes, size_t size);
 
-/* ---- images (image.c) ---------------------------------------------------------------------------- */
+/* ---- images (image_reader.c, image.c) ------------------------------------------------------------- */
 
 /* An image that was read: every place in it was checked. */
 typedef struct Image Image;
@@ -76,6 +76,7 @@ relu_ops_status relu_ops_map_operator(const Image* image, size_t number, relu_op
 /* ---- operators ------------------------------------------------------------------------------------ */
 
 #define MAX_RANK RELU_OPS_MAX_RANK
+_Static_assert(RELU_OPS_MAX_RANK == RELU_OPS_MOST_RANK, "relu_ops.h and bounds.h have one largest rank");
 #define FREE (-1)
 #define SYMBOL_OF(dim) (-2 - (dim))
 

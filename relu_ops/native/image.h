@@ -1,5 +1,5 @@
 /* An image as it lies in a file: a header, code and its constants, the operators' tables. docs/bundle.md
- * describes every field; compiler/image.py writes it; image.c reads it, and believes nothing of it.
+ * describes every field; compiler/image.py writes it; image_reader.c reads it, and believes nothing of it.
  *
  * Numbers are little-endian. Every place is an offset from the start of the image, at a multiple of the
  * size of what lies there (8 for rows). Tables and texts may be shared. */

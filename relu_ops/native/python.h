@@ -97,6 +97,19 @@ DLTensor* relu_ops_describe(const OperatorObject* self, PyObject* arrays);
 PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count, PyObject* out,
                              int threads);
 
+/* Whether every output has few elements, of the tensors of a call: so few that it keeps the GIL. */
+bool relu_ops_are_few(const OperatorObject* self, const DLTensor* tensors);
+
+/* What an operator can do, as slots and methods of its type. */
+PyObject* relu_ops_operator_vectorcall(PyObject* self, PyObject* const* arguments, size_t flags,
+                                       PyObject* names);
+PyObject* relu_ops_method_compute(PyObject* self, PyObject* arguments);
+PyObject* relu_ops_method_compute_on(PyObject* self, PyObject* arguments);
+PyObject* relu_ops_method_bind(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
+                               PyObject* names);
+PyObject* relu_ops_method_bound(PyObject* self, PyObject* arguments);
+PyObject* relu_ops_method_bound_on(PyObject* self, PyObject* arguments);
+
 extern PyType_Spec relu_ops_operator_spec, relu_ops_bound_spec, relu_ops_standard_spec;
 
 /* See python_tvm_ffi.c. */

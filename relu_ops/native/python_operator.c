@@ -1,429 +1,10 @@
-/* Operators and bound calls as Python objects.
- *
- * A call has two ways. The fast one takes arrays that lie in memory as a kernel can read them
- * (python_arrays.c). Whatever it does not understand, and whatever the core refuses, goes the careful
- * way: Python code (runtime/operator.py), which converts what can be converted, or says what is wrong.
- * The fast way therefore never raises on its own account. Nothing is computed before everything is
- * checked, so that starting again is safe.
- */
+/* Operators as Python objects: what they are, say of themselves, and can do. python_call.c calls them,
+ * python_bound.c binds them. */
 #include "python.h"
 
-#include <string.h>
 #include <structmember.h>
 
-/* Of an output: a call of so few takes some microseconds at most, and keeps the GIL: to release it costs
- * 30 ns, where a call of 16 takes 20 (AMD EPYC, Zen 4, 2026-11-22). */
-#define FEW_ELEMENTS 8192
-
-static bool is_few(const DLTensor* tensor) {
-  int64_t elements = 1;
-  for (int32_t d = 0; d < tensor->ndim; ++d)
-    if (__builtin_mul_overflow(elements, tensor->shape[d], &elements)) return false;
-  return elements <= FEW_ELEMENTS;
-}
-
-/* Whether every output has few elements, of the tensors of a call. */
-static bool are_few(const OperatorObject* self, const DLTensor* tensors) {
-  for (int k = 0; k < self->output_count; ++k)
-    if (!is_few(&tensors[self->input_count + k])) return false;
-  return true;
-}
-
-/* Take shapes and strides out of the arrays: without the GIL others may reshape those. */
-static void own_shapes(Arrays* arrays, int count) {
-  for (int k = 0; k < count; ++k) {
-    DLTensor* tensor = &arrays->tensors[k];
-    size_t size = sizeof(int64_t) * (size_t)tensor->ndim;
-    if (tensor->shape != arrays->shapes[k]) memcpy(arrays->shapes[k], tensor->shape, size);
-    if (tensor->strides && tensor->strides != arrays->strides[k])
-      memcpy(arrays->strides[k], tensor->strides, size);
-    tensor->shape = arrays->shapes[k];
-    if (tensor->strides) tensor->strides = arrays->strides[k];
-  }
-}
-
-/* Compute on arrays that were adopted; keeps the GIL for few elements on the CPU. */
-static relu_ops_status compute(Arrays* arrays, int threads) {
-  const OperatorObject* self = arrays->self;
-  const DLTensor* outputs = arrays->tensors + self->input_count;
-  relu_ops_options options = {.threads = threads, .stream = self->on_device ? arrays->stream : NULL};
-  const relu_ops_options* given = threads || self->on_device ? &options : NULL;
-  if (!self->on_device && are_few(self, arrays->tensors)) return relu_ops_call(self->op, arrays->tensors, outputs, given);
-  own_shapes(arrays, self->input_count + self->output_count);
-  relu_ops_status status;
-  Py_BEGIN_ALLOW_THREADS
-  status = relu_ops_call(self->op, arrays->tensors, outputs, given);
-  Py_END_ALLOW_THREADS
-  return status;
-}
-
-/* ---- calls --------------------------------------------------------------------------------------- */
-
-typedef struct {
-  PyObject* out; /* borrowed; NULL: none was given */
-  int threads;   /* 0: none was given */
-} Keywords;
-
-static bool is_name(PyObject* name, PyObject* wanted) {
-  return name == wanted || PyUnicode_Compare(name, wanted) == 0;
-}
-
-/* Read keywords; false where the careful way is to look at them. A device takes a stream where the CPU takes
- * a number of threads. */
-static bool read_keywords(Keywords* keywords, bool on_device, PyObject* const* values, PyObject* names) {
-  for (Py_ssize_t k = 0; names && k < PyTuple_GET_SIZE(names); ++k) {
-    PyObject *name = PyTuple_GET_ITEM(names, k), *value = values[k];
-    if (is_name(name, relu_ops_known.out)) {
-      keywords->out = value == Py_None ? NULL : value;
-    } else if (on_device) {
-      if (value != Py_None || !is_name(name, relu_ops_known.stream)) return false;
-    } else if (!is_name(name, relu_ops_known.threads)) {
-      return false;
-    } else if (value != Py_None) {
-      if (!PyLong_CheckExact(value)) return false;
-      long count = PyLong_AsLong(value);
-      if (count < 1 || count > RELU_OPS_MOST_THREADS) {
-        PyErr_Clear();
-        return false;
-      }
-      keywords->threads = (int)count;
-    }
-  }
-  return true;
-}
-
-PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count, PyObject* out,
-                             int threads) {
-  Arrays arrays;
-  const OperatorObject* self = arrays.self = (OperatorObject*)op;
-  if (count != (size_t)self->input_count || count + (size_t)self->output_count > MOST_FAST) return NULL;
-  PyObject* result = relu_ops_adopt(&arrays, inputs, out);
-  relu_ops_status status = result ? compute(&arrays, threads) : RELU_OPS_OK;
-  if (status) Py_CLEAR(result);
-  if (!result) PyErr_Clear();
-  if (status == RELU_OPS_DEVICE) relu_ops_raise(status); /* nothing is launched twice */
-  return result;
-}
-
-/* The careful way, for the same arguments: careful_call(op, inputs, keywords). */
-static PyObject* careful_call(PyObject* self, PyObject* const* arguments, size_t count,
-                              PyObject* names, const char* function) {
-  PyObject *inputs = PyTuple_New((Py_ssize_t)count), *keywords = PyDict_New(), *result = NULL;
-  for (size_t k = 0; inputs && k < count; ++k)
-    PyTuple_SET_ITEM(inputs, (Py_ssize_t)k, Py_NewRef(arguments[k]));
-  bool failed = !inputs || !keywords;
-  for (Py_ssize_t k = 0; !failed && names && k < PyTuple_GET_SIZE(names); ++k)
-    failed = PyDict_SetItem(keywords, PyTuple_GET_ITEM(names, k), arguments[count + (size_t)k]) < 0;
-  if (!failed) result = relu_ops_call_careful(function, (PyObject*[]){self, inputs, keywords}, 3);
-  Py_XDECREF(inputs);
-  Py_XDECREF(keywords);
-  return result;
-}
-
-static PyObject* call_either_way(PyObject* self, PyObject* const* arguments, size_t count,
-                                 PyObject* names) {
-  Keywords keywords = {NULL, 0};
-  PyObject* result = NULL;
-  if (read_keywords(&keywords, ((OperatorObject*)self)->on_device, arguments + count, names))
-    result = relu_ops_fast_call(self, arguments, count, keywords.out, keywords.threads);
-  return result || PyErr_Occurred() ? result
-                                    : careful_call(self, arguments, count, names, "careful_call");
-}
-
-/* Who calls may have a mere loan of the operator and of the arguments, that ends as soon as the GIL is free:
- * a functools.partial that another thread changes meanwhile. */
-static PyObject* operator_vectorcall(PyObject* self, PyObject* const* arguments, size_t flags,
-                                     PyObject* names) {
-  PyObject* held[MOST_FAST + 2]; /* two keywords */
-  size_t count = (size_t)PyVectorcall_NARGS(flags);
-  size_t all = count + (names ? (size_t)PyTuple_GET_SIZE(names) : 0);
-  if (all > MOST_FAST + 2) return careful_call(self, arguments, count, names, "careful_call");
-  Py_INCREF(self);
-  for (size_t k = 0; k < all; ++k) held[k] = Py_NewRef(arguments[k]);
-  PyObject* result = call_either_way(self, held, count, names);
-  for (size_t k = 0; k < all; ++k) Py_DECREF(held[k]);
-  Py_DECREF(self);
-  return result;
-}
-
-static PyObject* operator_bind(PyObject* self, PyObject* const* arguments, Py_ssize_t count,
-                               PyObject* names) {
-  return careful_call(self, arguments, (size_t)count, names, "careful_bind");
-}
-
-/* compute(arrays, threads): on NumPy arrays as they lie; what the core refuses is raised. */
-static PyObject* operator_compute(PyObject* object, PyObject* arguments) {
-  OperatorObject* self = (OperatorObject*)object;
-  PyObject* arrays;
-  relu_ops_options options = {0};
-  if (!PyArg_ParseTuple(arguments, "O|i", &arrays, &options.threads)) return NULL;
-  DLTensor* tensors = relu_ops_describe(self, arrays);
-  if (!tensors) return NULL;
-  bool few = are_few(self, tensors);
-  PyThreadState* thread = few ? NULL : PyEval_SaveThread();
-  relu_ops_status status = relu_ops_call(self->op, tensors, tensors + self->input_count, &options);
-  if (thread) PyEval_RestoreThread(thread);
-  PyMem_Free(tensors);
-  if (status) return relu_ops_raise(status);
-  Py_RETURN_NONE;
-}
-
-/* compute_on(rows, stream): on arrays of a device, as rows of relu_ops_capsule_row; what the core refuses is
- * raised. */
-static PyObject* operator_compute_on(PyObject* object, PyObject* arguments) {
-  OperatorObject* self = (OperatorObject*)object;
-  PyObject* rows;
-  unsigned long long stream;
-  if (!PyArg_ParseTuple(arguments, "OK", &rows, &stream)) return NULL;
-  DLTensor* tensors = relu_ops_describe_rows(self, rows);
-  if (!tensors) return NULL;
-  relu_ops_options options = {.stream = (void*)(uintptr_t)stream};
-  relu_ops_status status;
-  Py_BEGIN_ALLOW_THREADS
-  status = relu_ops_call(self->op, tensors, tensors + self->input_count, &options);
-  Py_END_ALLOW_THREADS
-  PyMem_Free(tensors);
-  if (status) return relu_ops_raise(status);
-  Py_RETURN_NONE;
-}
-
-/* output_shapes(shapes): of the outputs, for inputs of some shapes. */
-static PyObject* operator_output_shapes(PyObject* object, PyObject* given) {
-  OperatorObject* self = (OperatorObject*)object;
-  PyObject* shapes = PySequence_Fast(given, "shapes must be a sequence of shapes");
-  if (!shapes) return NULL;
-  PyObject* result = NULL;
-  size_t inputs = (size_t)self->input_count, outputs = (size_t)self->output_count;
-  size_t room = inputs * (sizeof(DLTensor) + sizeof(int64_t[MAX_RANK])) +
-                outputs * (sizeof(int32_t) + sizeof(int64_t[MAX_RANK]));
-  DLTensor* tensors = PyMem_Calloc(1, room);
-  int64_t(*extents)[MAX_RANK] = (int64_t(*)[MAX_RANK])(tensors + inputs);
-  int32_t* ranks = (int32_t*)(extents + inputs + outputs);
-  if (!tensors) {
-    PyErr_NoMemory();
-    goto done;
-  }
-  if ((size_t)PySequence_Fast_GET_SIZE(shapes) != inputs) {
-    PyErr_Format(PyExc_ValueError, "shapes must be of %zu inputs", inputs);
-    goto done;
-  }
-  for (size_t k = 0; k < inputs; ++k) {
-    PyObject* shape = PySequence_Fast_GET_ITEM(shapes, k);
-    if (!PyTuple_Check(shape) || PyTuple_GET_SIZE(shape) > MAX_RANK) {
-      PyErr_Format(PyExc_ValueError, "a shape must be a tuple of at most %d extents", (int)MAX_RANK);
-      goto done;
-    }
-    tensors[k].ndim = (int32_t)PyTuple_GET_SIZE(shape);
-    tensors[k].dtype = self->expected[k].dtype;
-    tensors[k].shape = extents[k];
-    for (int32_t d = 0; d < tensors[k].ndim; ++d)
-      extents[k][d] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, d));
-  }
-  if (PyErr_Occurred()) goto done;
-  relu_ops_status status = relu_ops_output_shapes(self->op, tensors, ranks, extents + inputs);
-  if (status) {
-    relu_ops_raise(status);
-    goto done;
-  }
-  result = PyList_New((Py_ssize_t)outputs);
-  for (size_t k = 0; result && k < outputs; ++k) {
-    PyObject* shape = PyTuple_New(ranks[k]);
-    for (int32_t d = 0; shape && d < ranks[k]; ++d)
-      PyTuple_SET_ITEM(shape, d, PyLong_FromLongLong(extents[inputs + k][d]));
-    if (shape) PyList_SET_ITEM(result, (Py_ssize_t)k, shape);
-    else Py_CLEAR(result);
-  }
-done:
-  PyMem_Free(tensors);
-  Py_DECREF(shapes);
-  return result;
-}
-
-/* ---- bound calls --------------------------------------------------------------------------------- */
-
-typedef struct {
-  PyObject_HEAD
-  vectorcallfunc vectorcall;
-  relu_ops_bound* bound;
-  bool few;
-  bool on_device;
-  int32_t device;
-  bool of_torch;       /* torch may tell the stream itself */
-  PyObject* stream_of; /* on a device: gives the stream of each run; NULL: it is fixed */
-  PyObject *arrays, *name, *inputs, *out;
-} BoundObject;
-
-/* Put a bound call on the stream that is current now; the status, or -1 with an error. */
-static int run_on_current(const BoundObject* self) {
-  void* stream = NULL;
-  if (self->of_torch && relu_ops_torch_stream(self->device, &stream))
-    return (int)relu_ops_run_on(self->bound, stream);
-  PyObject* handle = PyObject_CallNoArgs(self->stream_of);
-  if (handle) stream = PyLong_AsVoidPtr(handle);
-  Py_XDECREF(handle);
-  return PyErr_Occurred() ? -1 : (int)relu_ops_run_on(self->bound, stream);
-}
-
-static PyObject* run_on_device(BoundObject* self) {
-  int status;
-  Py_INCREF(self);
-  if (self->stream_of) {
-    status = run_on_current(self);
-  } else {
-    Py_BEGIN_ALLOW_THREADS
-    status = (int)relu_ops_run(self->bound);
-    Py_END_ALLOW_THREADS
-  }
-  Py_DECREF(self);
-  if (status > 0) return relu_ops_raise((relu_ops_status)status);
-  if (status < 0) return NULL;
-  Py_RETURN_NONE;
-}
-
-static PyObject* bound_vectorcall(PyObject* object, PyObject* const* arguments, size_t flags,
-                                  PyObject* names) {
-  BoundObject* self = (BoundObject*)object;
-  (void)arguments;
-  if (PyVectorcall_NARGS(flags) || (names && PyTuple_GET_SIZE(names)))
-    return relu_ops_call_careful("refuse_arguments", &object, 1);
-  if (self->on_device) return run_on_device(self);
-  if (self->few) {
-    relu_ops_run(self->bound);
-    Py_RETURN_NONE;
-  }
-  /* Who calls may have a mere loan of this object, that ends as soon as the GIL is free. */
-  Py_INCREF(object);
-  Py_BEGIN_ALLOW_THREADS
-  relu_ops_run(self->bound);
-  Py_END_ALLOW_THREADS
-  Py_DECREF(object);
-  Py_RETURN_NONE;
-}
-
-/* Bind arrays, and hold what has their memory. A new reference, or NULL with an error. */
-static BoundObject* new_bound(OperatorObject* self, const DLTensor* tensors, const relu_ops_options* options,
-                              PyObject* held, PyObject* inputs, PyObject* out) {
-  relu_ops_bound* bound = NULL;
-  relu_ops_status status =
-      relu_ops_bind(self->op, tensors, tensors + self->input_count, options, &bound);
-  if (status) return (BoundObject*)relu_ops_raise(status);
-  BoundObject* call = (BoundObject*)relu_ops_known.bound_type->tp_alloc(relu_ops_known.bound_type, 0);
-  if (!call) {
-    relu_ops_free(bound);
-    return NULL;
-  }
-  call->vectorcall = bound_vectorcall;
-  call->bound = bound;
-  call->arrays = Py_NewRef(held);
-  call->name = Py_NewRef(self->name);
-  call->inputs = Py_NewRef(inputs);
-  call->out = Py_NewRef(out);
-  return call;
-}
-
-/* bound(arrays, threads, inputs, out): a bound call on NumPy arrays, which it holds. */
-static PyObject* operator_bound(PyObject* object, PyObject* arguments) {
-  OperatorObject* self = (OperatorObject*)object;
-  PyObject *arrays, *inputs, *out;
-  relu_ops_options options = {0};
-  if (!PyArg_ParseTuple(arguments, "OiOO", &arrays, &options.threads, &inputs, &out)) return NULL;
-  DLTensor* tensors = relu_ops_describe(self, arrays);
-  if (!tensors) return NULL;
-  BoundObject* call = new_bound(self, tensors, &options, arrays, inputs, out);
-  if (call) call->few = are_few(self, tensors);
-  PyMem_Free(tensors);
-  return (PyObject*)call;
-}
-
-/* bound_on(rows, stream, stream_of, of_torch, inputs, out, held): a bound call on arrays of a device. stream:
- * a handle, or None where stream_of gives one at each run; of_torch: it is torch's current one. */
-static PyObject* operator_bound_on(PyObject* object, PyObject* arguments) {
-  OperatorObject* self = (OperatorObject*)object;
-  PyObject *rows, *stream, *stream_of, *inputs, *out, *held;
-  int of_torch;
-  if (!PyArg_ParseTuple(arguments, "OOOpOOO", &rows, &stream, &stream_of, &of_torch, &inputs, &out, &held))
-    return NULL;
-  relu_ops_options options = {.stream = stream == Py_None ? NULL : PyLong_AsVoidPtr(stream)};
-  DLTensor* tensors = PyErr_Occurred() ? NULL : relu_ops_describe_rows(self, rows);
-  if (!tensors) return NULL;
-  BoundObject* call = new_bound(self, tensors, &options, held, inputs, out);
-  if (call) {
-    call->on_device = true;
-    call->of_torch = of_torch;
-    call->device = tensors[self->input_count].device.device_id;
-    call->stream_of = stream == Py_None ? Py_NewRef(stream_of) : NULL;
-  }
-  PyMem_Free(tensors);
-  return (PyObject*)call;
-}
-
-static int bound_traverse(PyObject* object, visitproc visit, void* arg) {
-  BoundObject* self = (BoundObject*)object;
-  Py_VISIT(Py_TYPE(object));
-  Py_VISIT(self->stream_of);
-  Py_VISIT(self->arrays);
-  Py_VISIT(self->inputs);
-  Py_VISIT(self->out);
-  return 0;
-}
-
-/* Nothing is cleared: the arrays must live as long as the call. What refers to it is cleared instead. */
-static void bound_dealloc(PyObject* object) {
-  BoundObject* self = (BoundObject*)object;
-  PyTypeObject* type = Py_TYPE(object);
-  PyObject_GC_UnTrack(object);
-  relu_ops_free(self->bound);
-  Py_XDECREF(self->stream_of);
-  Py_XDECREF(self->arrays);
-  Py_XDECREF(self->name);
-  Py_XDECREF(self->inputs);
-  Py_XDECREF(self->out);
-  type->tp_free(object);
-  Py_DECREF(type);
-}
-
-static PyObject* bound_repr(PyObject* object) {
-  return PyUnicode_FromFormat("<relu_ops.BoundCall of %U>", ((BoundObject*)object)->name);
-}
-
-static PyObject* bound_reduce(PyObject* object, PyObject* unused) {
-  (void)unused;
-  return relu_ops_call_careful("refuse_copies", &object, 1);
-}
-
-static PyMemberDef bound_members[] = {
-    {"__vectorcalloffset__", T_PYSSIZET, offsetof(BoundObject, vectorcall), READONLY, NULL},
-    {"name", T_OBJECT_EX, offsetof(BoundObject, name), READONLY, "The name of the operator."},
-    {"inputs", T_OBJECT_EX, offsetof(BoundObject, inputs), READONLY,
-     "The input arrays, as they were passed."},
-    {"out", T_OBJECT_EX, offsetof(BoundObject, out), READONLY, "The output, or a tuple of outputs."},
-    {NULL, 0, 0, 0, NULL}};
-
-static PyMethodDef bound_methods[] = {{"__reduce__", bound_reduce, METH_NOARGS, NULL},
-                                      {NULL, NULL, 0, NULL}};
-
-PyDoc_STRVAR(bound_doc,
-             "A call with its arrays converted once: calling it computes into the same outputs again.\n\n"
-             "Attributes:\n"
-             "    name: The name of the operator.\n"
-             "    inputs: The input arrays, as they were passed.\n"
-             "    out: The output, or a tuple of outputs.");
-
-static PyType_Slot bound_slots[] = {{Py_tp_doc, (void*)bound_doc},
-                                    {Py_tp_call, PyVectorcall_Call},
-                                    {Py_tp_traverse, bound_traverse},
-                                    {Py_tp_dealloc, bound_dealloc},
-                                    {Py_tp_repr, bound_repr},
-                                    {Py_tp_members, bound_members},
-                                    {Py_tp_methods, bound_methods},
-                                    {0, NULL}};
-
-PyType_Spec relu_ops_bound_spec = {"relu_ops.BoundCall", sizeof(BoundObject), 0,
-                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
-                                     Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
-                                 bound_slots};
-
-/* ---- the type ------------------------------------------------------------------------------------ */
+/* ---- making and unmaking ------------------------------------------------------------------------- */
 
 static int expect_all(OperatorObject* self) {
   int count = self->input_count + self->output_count;
@@ -479,7 +60,7 @@ static PyObject* operator_new(PyTypeObject* type, PyObject* arguments, PyObject*
     relu_ops_release(op);
     return NULL;
   }
-  self->vectorcall = operator_vectorcall;
+  self->vectorcall = relu_ops_operator_vectorcall;
   self->op = op;
   self->input_count = relu_ops_input_count(op);
   self->output_count = relu_ops_output_count(op);
@@ -521,6 +102,8 @@ static void operator_dealloc(PyObject* object) {
   type->tp_free(object);
   Py_DECREF(type);
 }
+
+/* ---- what it declares ---------------------------------------------------------------------------- */
 
 /* A spec as (name, dtype, shape), for runtime/operator.py: the shape is None, or a tuple of extents, names
  * and Nones. */
@@ -568,9 +151,85 @@ static PyObject* operator_outputs(PyObject* object, void* unused) {
   return declared(self, self->output_count, &self->outputs, relu_ops_output);
 }
 
-/* What Python code says of an operator: the function of runtime/operator.py that `name` names. */
-static PyObject* operator_described(PyObject* self, void* name) { return relu_ops_call_careful(name, &self, 1); }
-static PyObject* operator_repr(PyObject* self) { return relu_ops_call_careful("representation", &self, 1); }
+/* ---- shapes of outputs --------------------------------------------------------------------------- */
+
+/* Read a shape of an input; false with an error. */
+static bool read_shape(PyObject* shape, DLTensor* tensor) {
+  if (!PyTuple_Check(shape) || PyTuple_GET_SIZE(shape) > MAX_RANK) {
+    PyErr_Format(PyExc_ValueError, "a shape must be a tuple of at most %d extents", (int)MAX_RANK);
+    return false;
+  }
+  tensor->ndim = (int32_t)PyTuple_GET_SIZE(shape);
+  for (int32_t d = 0; d < tensor->ndim; ++d)
+    tensor->shape[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, d));
+  return !PyErr_Occurred();
+}
+
+/* Describe inputs of some shapes, a sequence as PySequence_Fast gives it; false with an error. */
+static bool read_shapes(const OperatorObject* self, PyObject* shapes, DLTensor* tensors,
+                        int64_t (*extents)[MAX_RANK]) {
+  if (PySequence_Fast_GET_SIZE(shapes) != self->input_count) {
+    PyErr_Format(PyExc_ValueError, "shapes must be of %d inputs", self->input_count);
+    return false;
+  }
+  for (int k = 0; k < self->input_count; ++k) {
+    tensors[k].dtype = self->expected[k].dtype;
+    tensors[k].shape = extents[k];
+    if (!read_shape(PySequence_Fast_GET_ITEM(shapes, k), &tensors[k])) return false;
+  }
+  return true;
+}
+
+static PyObject* shape_tuple(int32_t rank, const int64_t* extents) {
+  PyObject* shape = PyTuple_New(rank);
+  for (int32_t d = 0; shape && d < rank; ++d) PyTuple_SET_ITEM(shape, d, PyLong_FromLongLong(extents[d]));
+  return shape;
+}
+
+/* A list of shapes; NULL with an error. */
+static PyObject* shape_list(int count, const int32_t* ranks, int64_t (*extents)[MAX_RANK]) {
+  PyObject* shapes = PyList_New(count);
+  for (int k = 0; shapes && k < count; ++k) {
+    PyObject* shape = shape_tuple(ranks[k], extents[k]);
+    if (shape) PyList_SET_ITEM(shapes, k, shape);
+    else Py_CLEAR(shapes);
+  }
+  return shapes;
+}
+
+/* output_shapes(shapes): of the outputs, for inputs of some shapes. */
+static PyObject* operator_output_shapes(PyObject* object, PyObject* given) {
+  OperatorObject* self = (OperatorObject*)object;
+  PyObject* shapes = PySequence_Fast(given, "shapes must be a sequence of shapes");
+  if (!shapes) return NULL;
+  size_t inputs = (size_t)self->input_count, outputs = (size_t)self->output_count;
+  size_t room = inputs * (sizeof(DLTensor) + sizeof(int64_t[MAX_RANK])) +
+                outputs * (sizeof(int32_t) + sizeof(int64_t[MAX_RANK]));
+  DLTensor* tensors = PyMem_Calloc(1, room);
+  int64_t(*extents)[MAX_RANK] = (int64_t(*)[MAX_RANK])(tensors + inputs);
+  int32_t* ranks = (int32_t*)(extents + inputs + outputs);
+  PyObject* result = NULL;
+  if (!tensors) PyErr_NoMemory();
+  else if (read_shapes(self, shapes, tensors, extents)) {
+    relu_ops_status status = relu_ops_output_shapes(self->op, tensors, ranks, extents + inputs);
+    result = status ? relu_ops_raise(status) : shape_list(self->output_count, ranks, extents + inputs);
+  }
+  PyMem_Free(tensors);
+  Py_DECREF(shapes);
+  return result;
+}
+
+/* ---- what Python code says of it ------------------------------------------------------------------ */
+
+/* The function of runtime/operator.py that `name` names. */
+static PyObject* operator_described(PyObject* self, void* name) {
+  return relu_ops_call_careful(name, &self, 1);
+}
+
+static PyObject* operator_repr(PyObject* self) {
+  return relu_ops_call_careful("representation", &self, 1);
+}
+
 static PyObject* operator_reduce(PyObject* self, PyObject* unused) {
   (void)unused;
   return relu_ops_call_careful("reduced", &self, 1);
@@ -586,6 +245,8 @@ static PyObject* operator_copy(PyObject* self, PyObject* unused) {
   (void)unused;
   return Py_NewRef(self);
 }
+
+/* ---- the type ------------------------------------------------------------------------------------ */
 
 static PyMemberDef operator_members[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(OperatorObject, vectorcall), READONLY, NULL},
@@ -623,13 +284,13 @@ PyDoc_STRVAR(bind_doc,
              "    ArgumentError: As for a call, or an array would have to be copied.");
 
 static PyMethodDef operator_methods[] = {
-    {"bind", (PyCFunction)(void (*)(void))operator_bind, METH_FASTCALL | METH_KEYWORDS, bind_doc},
-    {"compute", operator_compute, METH_VARARGS,
+    {"bind", (PyCFunction)(void (*)(void))relu_ops_method_bind, METH_FASTCALL | METH_KEYWORDS, bind_doc},
+    {"compute", relu_ops_method_compute, METH_VARARGS,
      "Compute on a tuple of NumPy arrays as they lie, inputs then outputs."},
-    {"bound", operator_bound, METH_VARARGS, "A bound call on a tuple of NumPy arrays as they lie."},
-    {"compute_on", operator_compute_on, METH_VARARGS,
+    {"bound", relu_ops_method_bound, METH_VARARGS, "A bound call on a tuple of NumPy arrays as they lie."},
+    {"compute_on", relu_ops_method_compute_on, METH_VARARGS,
      "Compute on rows of capsule_row, inputs then outputs, on a stream."},
-    {"bound_on", operator_bound_on, METH_VARARGS, "A bound call on rows of capsule_row."},
+    {"bound_on", relu_ops_method_bound_on, METH_VARARGS, "A bound call on rows of capsule_row."},
     {"output_shapes", operator_output_shapes, METH_O,
      "The shapes of the outputs, for inputs of some shapes."},
     {"__copy__", operator_copy, METH_NOARGS, NULL},

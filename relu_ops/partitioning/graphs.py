@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
-from relu_ops.compiler.frontend.scope import ELEMENT_TYPES, normal_domain, opsets_of
+from relu_ops.compiler.frontend.scope import ELEMENT_TYPES, normal_domain, opsets_of, written_shape
 from relu_ops.contract import shapes
+from relu_ops.contract.semantics import DTYPES
 
 Dim = int | str | None
 """An extent; a symbol's name; or None, of which nothing is known."""
@@ -69,16 +70,12 @@ def value_of(info: onnx.ValueInfoProto) -> Value:
     if not info.type.HasField("tensor_type"):
         return UNKNOWN
     tensor = info.type.tensor_type
-    dtype = ELEMENT_TYPES.get(tensor.elem_type)
-    if not tensor.HasField("shape"):
-        return Value(dtype, None)
-    return Value(dtype, tuple(map(_dim, tensor.shape.dim)))
+    dtype, shape = ELEMENT_TYPES.get(tensor.elem_type), written_shape(tensor)
+    return Value(dtype, None if shape is None else tuple(map(_dim, shape)))
 
 
-def _dim(dim: Any) -> Dim:
-    if dim.HasField("dim_value"):
-        return int(dim.dim_value) if dim.dim_value >= 0 else None
-    return dim.dim_param or None
+def _dim(written: Dim) -> Dim:
+    return None if isinstance(written, int) and written < 0 else written
 
 
 def subgraphs(node: NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
@@ -221,13 +218,12 @@ def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
 
 def _infer_body(function: onnx.FunctionProto, types: Sequence[str | None]) -> dict[str, Value]:
     """What is known of the values of a body whose inputs have some dtypes and any shapes."""
-    codes = {name: code for code, name in ELEMENT_TYPES.items()}
     graph = onnx.GraphProto(name=function.name)
     graph.node.extend(function.node)
     for name, dtype in zip(function.input, types, strict=True):
         info = graph.input.add(name=name)
         if dtype is not None:
-            info.type.tensor_type.elem_type = codes[dtype]
+            info.type.tensor_type.elem_type = DTYPES[dtype].onnx_type
     model = onnx.ModelProto(ir_version=10, graph=graph)
     model.opset_import.extend(function.opset_import)
     try:

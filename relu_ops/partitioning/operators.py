@@ -13,12 +13,12 @@ import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from relu_ops.compiler import frontend
-from relu_ops.compiler.frontend.scope import ELEMENT_TYPES, normal_domain
+from relu_ops.compiler.frontend.scope import normal_domain
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ModelError
 from relu_ops.partitioning.graphs import Value
 from relu_ops.partitioning.groups import Group
 
-_CODES = {name: code for code, name in ELEMENT_TYPES.items()}
 _IR_VERSION = 8
 
 
@@ -59,7 +59,7 @@ def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
 def _info(name: str, value: Value) -> onnx.ValueInfoProto:
     info = onnx.ValueInfoProto(name=name)
     tensor = info.type.tensor_type
-    tensor.elem_type = _CODES[value.dtype or ""]
+    tensor.elem_type = DTYPES[value.dtype or ""].onnx_type
     if value.shape is not None:
         tensor.shape.SetInParent()
         for _ in value.shape:

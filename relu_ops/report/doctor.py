@@ -6,9 +6,7 @@ asks for their versions and leaves them alone.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -136,17 +134,16 @@ def _native() -> dict[str, Any]:
 
 
 def _package(row: Package) -> dict[str, Any]:
-    described: dict[str, Any] = {
+    from relu_ops._version import installed_version
+
+    return {
         "name": row.name,
         "extra": row.extra,
         "purpose": row.purpose,
-        "version": None,
+        # Of another distribution, onnxruntime-gpu say, the module is there and the version is not.
+        "version": installed_version(row.name),
         "installed": importlib.util.find_spec(row.module) is not None,
     }
-    # Of another distribution, onnxruntime-gpu say, the module is there and the version is not.
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        described["version"] = importlib.metadata.version(row.name)
-    return described
 
 
 def _machine() -> dict[str, Any]:

@@ -386,7 +386,7 @@ def draw(
         if title is not None:
             figure.suptitle(title, parse_math=False)
         figure.savefig(content, format=kind, dpi=150, metadata=style.METADATA[kind])
-    return _write(Path(path), content.getvalue())
+    return style.write(Path(path), content.getvalue())
 
 
 def _draw_panel(axes: Axes, heading: str, lines: Sequence[Line]) -> None:
@@ -415,14 +415,6 @@ def _draw_line(axes: Axes, line: Line, index: int) -> None:
     for ends, fill in ((line.open, "white"), (line.closed, color)):
         for x, y in ends:
             axes.plot([x], [y], "o", color=color, markerfacecolor=fill, markersize=4.5, zorder=3)
-
-
-def _write(path: Path, content: bytes) -> Path:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ArgumentError(f"plot: {path} cannot be written: {error.strerror}") from error
-    return path
 
 
 # ---------------------------------------------------------------------------------------------

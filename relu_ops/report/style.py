@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from relu_ops.errors import ArgumentError
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK = "#E69F00", "#56B4E9", "#000000"
@@ -31,3 +34,16 @@ METADATA: dict[str, dict[str, str | None]] = {
     "svg": {"Creator": "relu_ops", "Date": None},  # else it has the time
 }
 """What a file says of itself, by its kind. Equal pictures are equal bytes."""
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Write a picture; its path.
+
+    Raises:
+        ArgumentError: It cannot be written.
+    """
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise ArgumentError(f"{path}: cannot be written: {error.strerror}") from error
+    return path

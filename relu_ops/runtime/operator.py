@@ -1,6 +1,6 @@
 """The operator, and the careful way of a call.
 
-`Operator` itself is native (native/python_operator.c): it takes arrays that lie in memory as a
+`Operator` itself is native (native/python_call.c): it takes arrays that lie in memory as a
 kernel can read them, in some tens of nanoseconds. What it does not understand, and what the core
 refuses, comes here with the arguments as they were passed: the functions below convert what can be
 converted, or say what is wrong. They are called from there by name.

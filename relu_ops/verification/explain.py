@@ -197,7 +197,7 @@ def _graph_of(
     node.input.extend(names)
     node.output[0] = "result"
     infos = [
-        helper.make_tensor_value_info(name, _element_type(s[0]), s[1])
+        helper.make_tensor_value_info(name, DTYPES[s[0]].onnx_type, s[1])
         for name, s in zip(names, signature, strict=True)
         if s
     ]
@@ -223,9 +223,3 @@ def _result_info(node: Any, opset: int, inputs: list[Any], initializers: list[An
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     inferred = onnx.shape_inference.infer_shapes(model).graph.output[0].type.tensor_type.elem_type
     return helper.make_tensor_value_info("result", inferred, None)
-
-
-def _element_type(dtype: str) -> int:
-    from onnx import helper
-
-    return helper.np_dtype_to_tensor_dtype(DTYPES[dtype].numpy)

@@ -10,7 +10,9 @@ import ctypes
 import gc
 import json
 import mmap
+import os
 import pickle
+import runpy
 import subprocess
 import sys
 import threading
@@ -67,8 +69,6 @@ def check(operator: OnDevice, *inputs: np.ndarray, out: np.ndarray | None = None
 
 def some_models() -> list[Path]:
     """A third of them each, in processes of their own."""
-    import os
-
     part = int(os.environ.get("SIMULATED_PART", "0"))
     return MODELS[part::4]
 
@@ -801,16 +801,31 @@ def test_arrays_of_cupy_and_of_jax(
 # ---------------------------------------------------------------- the script
 
 
-def test_the_script_keeps_what_it_finds(tmp_path: Path) -> None:
-    """What needs torch's CUDA fails here, is said to, and takes nothing of the rest away."""
-    relu_ops.build(graphs.relu("int8"), ["cuda"], tmp_path / "relu_int8.bundle")
+BARE = """
+import sys
+for name in ("onnx", "onnxruntime", "tvm", "tqdm", "elftools", "filelock", "platformdirs"):
+    sys.modules[name] = None  # is not installed
+"""
+
+
+def test_the_script_keeps_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its other half has the base install alone. What needs torch's CUDA fails, and is said to."""
     script = Path(__file__).parents[2] / "scripts" / "check_cuda.py"
-    assert len(script.read_text().splitlines()) < 150
-    command = [sys.executable, str(script), str(tmp_path), "--seconds", "100"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    assert len(script.read_text().splitlines()) < 240
+    written = runpy.run_path(str(script))
+    chosen = {name: written["GRAPHS"][name] for name in ("relu_int8", "scale_bias_leaky_relu")}
+    monkeypatch.setitem(written["prepare"].__globals__, "GRAPHS", chosen)
+    written["prepare"](tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(BARE)  # which every process begins with
+    command = [sys.executable, str(script), "--run", str(tmp_path), "--seconds", "100"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1, done.stderr
     record = json.loads((tmp_path / "record.json").read_text())
-    assert record["verify relu_int8"]["ok"], done.stdout + done.stderr
-    assert record["exhaustive relu_int8"]["ok"], done.stdout + done.stderr
-    assert not record["calls relu_int8"]["ok"]
+    for step in ("verify relu_int8", "exhaustive relu_int8", "verify scale_bias_leaky_relu"):
+        assert record[step]["ok"] and not record[step]["wrong"], done.stdout + done.stderr
+    assert record["verify relu_int8"]["cases"] > 20
+    assert record["exhaustive relu_int8"]["cases"] == 1
+    for step in ("calls relu_int8", "bench scale_bias_leaky_relu"):
+        assert not record[step]["ok"]
     assert "NOT all is right" in done.stdout

@@ -7,7 +7,6 @@ are optional, all get the same arrays and the same number of threads.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 
@@ -41,13 +40,6 @@ class Peer:
     def ours(self) -> bool:
         """True for relu_ops itself."""
         return self.module == "relu_ops"
-
-    def version(self) -> str:
-        """The installed version, or ""."""
-        try:
-            return importlib.metadata.version(self.package)
-        except importlib.metadata.PackageNotFoundError:
-            return ""
 
 
 _OWN, _ORT, _T = "relu_ops", "onnxruntime", "torch"

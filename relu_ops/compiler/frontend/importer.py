@@ -24,6 +24,7 @@ from relu_ops.compiler.frontend.scope import (
     element_type_name,
     opsets_of,
     schema_of,
+    written_shape,
 )
 from relu_ops.contract import ir, reference
 from relu_ops.contract.semantics import DTYPES, OPERATORS
@@ -362,9 +363,8 @@ def _declared(info: onnx.ValueInfoProto, what: str) -> tuple[str, ir.Shape | Non
     if tensor.elem_type not in ELEMENT_TYPES:
         kind = element_type_name(tensor.elem_type)
         raise UnsupportedError(f"{what} {info.name!r} has dtype {kind}", SUPPORTED_DTYPES)
-    if not tensor.HasField("shape"):
-        return ELEMENT_TYPES[tensor.elem_type], None
-    return ELEMENT_TYPES[tensor.elem_type], tuple(_dim(d) for d in tensor.shape.dim)
+    shape = written_shape(tensor)
+    return ELEMENT_TYPES[tensor.elem_type], None if shape is None else tuple(map(_dim, shape))
 
 
 _UNKNOWN = frozenset(
@@ -373,8 +373,8 @@ _UNKNOWN = frozenset(
 """Names, in lower case, by which exporters mean "unknown": two of them need not be one extent."""
 
 
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> ir.Dim:
+def _dim(written: ir.Dim) -> ir.Dim:
     """A dimension; free where exporters (Paddle, CNTK) write a negative number for "unknown"."""
-    if dim.HasField("dim_value"):
-        return dim.dim_value if dim.dim_value >= 0 else None
-    return None if dim.dim_param.strip().lower() in _UNKNOWN else dim.dim_param
+    if isinstance(written, str):
+        return None if written.strip().lower() in _UNKNOWN else written
+    return written if written is not None and written >= 0 else None

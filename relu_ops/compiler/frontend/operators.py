@@ -1,4 +1,4 @@
-"""What each operator means: one handler per row of `semantics.OPERATORS`.
+"""What each operator means: a handler for each form of a row of `semantics.OPERATORS`, or its own.
 
 A handler takes one node and gives the value of its result, made of primitive operators.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from relu_ops.compiler.frontend.check import array_of
+from relu_ops.compiler.frontend.compositions import compose
 from relu_ops.compiler.frontend.limits import DECLARED_RANK
 from relu_ops.compiler.frontend.scope import (
     ELEMENT_TYPES,
@@ -21,6 +22,7 @@ from relu_ops.compiler.frontend.scope import (
     element_type_name,
 )
 from relu_ops.contract import ir, reference
+from relu_ops.contract.semantics import OPERATORS, Form, Row
 from relu_ops.contract.shapes import show as show_shape
 from relu_ops.errors import ModelError, UnsupportedError
 
@@ -139,23 +141,29 @@ class Call:
 Handler = Callable[[Call], int]
 
 
-def _same(operator: str, *, result: str | None = None) -> Handler:
-    """Operands broadcast together, result of their type (or of `result`)."""
+def _together(operator: str, row: Row) -> Handler:
+    """Operands broadcast together."""
 
     def handle(call: Call) -> int:
-        return call.apply(operator, *call.required(), dtype=result)
+        operands = call.required()
+        dtype = row.result or call.dtype(operands[0])
+        attributes = {
+            name: float(np.float32(call.attributes.get(name, default)))
+            for name, default in row.attributes.items()
+        }
+        return call.importer.apply(operator, operands, dtype, attributes)
 
     return handle
 
 
-def _binary(operator: str, *, result: str | None = None) -> Handler:
-    """A binary operator; before opset 7 its broadcasting is an attribute."""
+def _pair(operator: str, row: Row) -> Handler:
+    """Two operands; before opset 7 their broadcasting is an attribute."""
 
     def handle(call: Call) -> int:
         a, b = call.required()
         if call.version < 7:
             b = _legacy_operand(call, a, b)
-        return call.apply(operator, a, b, dtype=result)
+        return call.apply(operator, a, b, dtype=row.result)
 
     return handle
 
@@ -171,7 +179,9 @@ def _legacy_operand(call: Call, a: int, b: int) -> int:
     return b
 
 
-def _variadic(operator: str) -> Handler:
+def _fold(operator: str, row: Row) -> Handler:
+    """Any number of operands, from the left."""
+
     def handle(call: Call) -> int:
         operands = call.required()
         if not operands:
@@ -188,13 +198,11 @@ def _variadic(operator: str) -> Handler:
     return handle
 
 
-def _attributed(operator: str, default: float) -> Handler:
-    """LeakyRelu and ThresholdedRelu: one float attribute alpha."""
+def _composition(operator: str, row: Row) -> Handler:
+    """Other operators, as the rule of the row says."""
 
     def handle(call: Call) -> int:
-        (x,) = call.required()
-        alpha = float(np.float32(call.attributes.get("alpha", default)))
-        return call.importer.apply(operator, [x], call.dtype(x), {"alpha": alpha})
+        return compose(call, operator, call.required(), call.attributes)
 
     return handle
 
@@ -225,21 +233,6 @@ def _clip(call: Call) -> int:
     if bounds == [None, None]:
         return x
     return call.importer.apply("Clip", [x, *bounds], call.dtype(x), shaped_by=[x])
-
-
-def _hard_sigmoid(call: Call, alpha: float | None = None, beta: float | None = None) -> int:
-    (x,) = call.required()
-    alpha = call.attributes.get("alpha", 0.2) if alpha is None else alpha
-    beta = call.attributes.get("beta", 0.5) if beta is None else beta
-    product = call.apply("Mul", x, call.scalar(alpha, x))
-    line = call.apply("Add", product, call.scalar(beta, x))
-    # The bits of the body's Max and Min; and its derivative is 0 at the bounds, as others have it.
-    return call.apply("Clip", line, call.scalar(0, x), call.scalar(1, x))
-
-
-def _hard_swish(call: Call) -> int:
-    (x,) = call.required()
-    return call.apply("Mul", x, _hard_sigmoid(call, alpha=0.16666667163372, beta=0.5))
 
 
 def _where(call: Call) -> int:
@@ -421,33 +414,17 @@ def _dequantize(call: Call) -> int:
     return call.importer.apply("DequantizeLinear", operands, to, {"to": to}, shaped_by=[x])
 
 
-HANDLERS: dict[str, Handler] = {
-    "Relu": _same("Relu"),
-    "LeakyRelu": _attributed("LeakyRelu", 0.01),
+_FORMS: dict[Form, Callable[[str, Row], Handler]] = {
+    "together": _together,
+    "pair": _pair,
+    "fold": _fold,
+    "composition": _composition,
+}
+
+_OWN: dict[str, Handler] = {
     "PRelu": _prelu,
-    "ThresholdedRelu": _attributed("ThresholdedRelu", 1.0),
     "Clip": _clip,
-    "Abs": _same("Abs"),
-    "Neg": _same("Neg"),
-    "Sign": _same("Sign"),
-    "Max": _variadic("Max"),
-    "Min": _variadic("Min"),
-    "Add": _binary("Add"),
-    "Sub": _binary("Sub"),
-    "Mul": _binary("Mul"),
-    "Div": _binary("Div"),
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _hard_swish,
     "Where": _where,
-    "Less": _binary("Less", result="bool"),
-    "LessOrEqual": _same("LessOrEqual", result="bool"),
-    "Greater": _binary("Greater", result="bool"),
-    "GreaterOrEqual": _same("GreaterOrEqual", result="bool"),
-    "Equal": _binary("Equal", result="bool"),
-    "Not": _same("Not"),
-    "And": _binary("And"),
-    "Or": _binary("Or"),
-    "Xor": _binary("Xor"),
     "Cast": _cast,
     "CastLike": _cast_like,
     "Identity": _identity,
@@ -455,4 +432,9 @@ HANDLERS: dict[str, Handler] = {
     "ConstantOfShape": _constant_of_shape,
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
+}
+
+HANDLERS: dict[str, Handler] = {
+    name: _OWN[name] if row.form == "own" else _FORMS[row.form](name, row)
+    for name, row in OPERATORS.items()
 }

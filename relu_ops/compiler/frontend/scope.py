@@ -16,9 +16,7 @@ from onnx import AttributeProto, TensorProto
 from relu_ops.contract.semantics import DTYPES, MINIMUM_OPSET, OPERATORS
 from relu_ops.errors import ModelError, UnsupportedError
 
-ELEMENT_TYPES: dict[int, str] = {
-    TensorProto.DataType.Value(row.onnx_name.upper()): name for name, row in DTYPES.items()
-}
+ELEMENT_TYPES: dict[int, str] = {row.onnx_type: name for name, row in DTYPES.items()}
 SUPPORTED_DTYPES = f"supported dtypes: {', '.join(DTYPES)}"
 SUPPORTED_OPERATORS = f"supported operators: {', '.join(OPERATORS)}"
 
@@ -174,6 +172,15 @@ def element_type_name(element_type: int) -> str:
         return TensorProto.DataType.Name(element_type).lower()
     except ValueError:
         return f"number {element_type}"
+
+
+def written_shape(tensor: onnx.TypeProto.Tensor) -> tuple[int | str | None, ...] | None:
+    """The dimensions of a declaration as they are written; None where it has no shape."""
+    return tuple(map(_dim, tensor.shape.dim)) if tensor.HasField("shape") else None
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
 
 
 def check_tensor(tensor: TensorProto) -> None:
