@@ -140,6 +140,7 @@ class Emulated:
 
     Attributes:
         target: What it was compiled for.
+        inputs: As the graph has them.
         settings: Threads, and from how many bytes on it uses them, streams and wakes; or None.
     """
 
@@ -149,7 +150,8 @@ class Emulated:
         self._path = _scratch() / f"{next(_numbers)}.bundle"
         bundle.write(self._path, files)
         self._name = held.operator_name(name)
-        self._graph = _graph_of(held.model(self._name))
+        self._graph = graph_of(held.model(self._name))
+        self.inputs = self._graph.inputs
         self._at_the_end = itertools.cycle((1, 0))
 
     def load(self, target: str = "") -> None:
@@ -222,7 +224,8 @@ class Emulated:
 _loaded: dict[str, Any] = {}
 
 
-def _graph_of(model: bytes) -> ir.Graph:
+def graph_of(model: Any) -> ir.Graph:
+    """A model as the compiler has it."""
     from relu_ops.compiler import frontend
 
     return frontend.import_model(model)

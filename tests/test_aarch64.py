@@ -22,7 +22,7 @@ import test_native
 import test_random_graphs
 import test_semantics
 from cases import NEVER, assert_same_bits, expected, random_array
-from emulation import TARGET, Emulated
+from emulation import ROOT, TARGET, Emulated
 
 from relu_ops import compiler, graphs
 from relu_ops.bundle.store import Bundle
@@ -179,12 +179,15 @@ def test_both_processors_give_the_same(name: str, target: str) -> None:
 
 
 def random_inputs(model: onnx.ModelProto, draw: np.random.Generator) -> list[np.ndarray]:
-    """Arrays of the model's shapes, with 257 for what is open: vectors, and a tail."""
-    graph = emulation._graph_of(model.SerializeToString())
-    shapes = (
-        tuple(d if isinstance(d, int) else 257 for d in i.shape or (257,)) for i in graph.inputs
-    )
-    return [random_array(draw, i.dtype, s) for i, s in zip(graph.inputs, shapes, strict=True)]
+    """Arrays of the model's shapes: open extents are 2, the last one 257: vectors, and a tail."""
+    found = []
+    for each in emulation.graph_of(model).inputs:
+        shape = each.shape or (None,)
+        known = [2 if not isinstance(extent, int) else extent for extent in shape]
+        if not isinstance(shape[-1], int):
+            known[-1] = 257
+        found.append(random_array(draw, each.dtype, tuple(known)))
+    return found
 
 
 # ---------------------------------------------------------------- memory and threads
@@ -213,7 +216,7 @@ def test_nothing_outside_is_touched(name: str, mode: str) -> None:
     op.settings = MODES[mode]
     count, dtype = (
         len(model.graph.input),
-        emulation._graph_of(model.SerializeToString()).inputs[0].dtype,
+        emulation.graph_of(model).inputs[0].dtype,
     )
     draw = np.random.default_rng(0)
     whole = [random_array(draw, dtype, (4200,)) for _ in range(count)]
@@ -234,7 +237,7 @@ def test_many_calls_of_threads(name: str, threads: int) -> None:
     model = GRAPHS[name]
     op = emulation.operator(model)
     op.settings = (threads, 0, 1 << 20, 0)
-    dtype = emulation._graph_of(model.SerializeToString()).inputs[0].dtype
+    dtype = emulation.graph_of(model).inputs[0].dtype
     draw = np.random.default_rng(threads)
     for length in (5000, 70_001, 400_003) * 3:
         inputs = [random_array(draw, dtype, (length,)) for _ in model.graph.input]
@@ -275,3 +278,13 @@ def test_the_image_of_the_processor_is_chosen_and_others_are_refused() -> None:
         ": x86-64-v2 cannot run on this machine: the processor is aarch64 (not x86_64); it has:\n"
         "  aarch64: can run\n  x86-64-v2: the processor is aarch64 (not x86_64)"
     )
+
+
+# ---------------------------------------------------------------- the benchmark
+
+
+def test_the_loops_of_the_limit() -> None:
+    sources = (ROOT / "tests/native/limits.c", ROOT / "relu_ops/bench/limit.c")
+    program = emulation.build("limits", *sources, "-falign-loops=64")
+    done = test_native.run([*emulation.command(program), TARGET])
+    assert (done.returncode, done.stderr) == (0, "")
