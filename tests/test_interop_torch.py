@@ -5,6 +5,7 @@ Compared with torch's own operators, bit for bit where both round alike.
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 import importlib.util
 import pickle
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import children
 import numpy as np
 import onnx.parser
 import onnxruntime
@@ -545,3 +547,59 @@ def test_rank_is_kept_where_a_graph_depends_on_it() -> None:
     x = torch.randint(-9, 9, (3, 2, 4), dtype=torch.int8)
     wanted = torch.stack([function(one) for one in x])
     assert torch.equal(func.vmap(function)(x), wanted)
+
+
+# ---------------------------------------------------------------- several processes
+
+RANK = """
+import copy, os, sys
+import torch
+from relu_ops.interop import torch as ours
+
+rank, meeting = int(sys.argv[1]), sys.argv[2]
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
+torch.manual_seed(0)
+plain = torch.nn.Sequential(
+    torch.nn.Linear(8, 16),
+    torch.nn.ReLU(),
+    torch.nn.Linear(16, 16),
+    torch.nn.LeakyReLU(0.1, inplace=True),
+    torch.nn.Linear(16, 4),
+    torch.nn.PReLU(4),
+)
+other = copy.deepcopy(plain)
+assert len(ours.replace(other)) == 3
+both = [torch.nn.parallel.DistributedDataParallel(one) for one in (plain, other)]
+steps = [torch.optim.SGD(one.parameters(), 0.1) for one in both]
+generator = torch.Generator().manual_seed(rank)
+for _ in range(3):
+    x = torch.randn(32, 8, generator=generator)  # of this process alone
+    for network, step in zip(both, steps):
+        step.zero_grad()
+        (network(x) ** 2).mean().backward()
+    for p, q in zip(plain.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad) and p.grad.abs().sum() > 0
+        everywhere = [torch.empty_like(q.grad) for _ in range(2)]
+        torch.distributed.all_gather(everywhere, q.grad)
+        assert torch.equal(*everywhere)
+    alone = copy.deepcopy(other)
+    alone.zero_grad()
+    (alone(x) ** 2).mean().backward()
+    assert not torch.equal(alone[0].weight.grad, other[0].weight.grad)  # it was a mean over both
+    for step in steps:
+        step.step()
+torch.distributed.destroy_process_group()
+print("trained")
+"""
+
+
+def test_two_processes_train_as_with_torchs_own(tmp_path: Path) -> None:
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this torch was built without gloo")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        ranks = [pool.submit(children.run, RANK, k, tmp_path / "meeting") for k in range(2)]
+        for rank in ranks:
+            done = rank.result()
+            assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr

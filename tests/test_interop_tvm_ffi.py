@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import shutil
+import subprocess
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cases import SPECIALS, expected, same_bits
 
 import relu_ops
 from relu_ops import graphs
@@ -97,3 +101,82 @@ def test_threads() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+CPP = """
+#include <tvm/ffi/tvm_ffi.h>
+
+#include <cstdlib>
+#include <string>
+#include <thread>
+
+namespace ffi = tvm::ffi;
+
+struct Heap {
+  void AllocData(DLTensor* x) { x->data = std::malloc(ffi::GetDataSize(*x)); }
+  void FreeData(DLTensor* x) { std::free(x->data); }
+};
+
+/* Calls a function on a thread that Python has never seen, into memory of its own. */
+ffi::Tensor Apply(ffi::String name, ffi::Tensor x) {
+  ffi::Function f = ffi::Function::GetGlobalRequired(std::string(name));
+  ffi::Tensor y = ffi::Tensor::FromNDAlloc(Heap(), x.shape(), x.dtype(), x.device());
+  std::string refused;
+  std::thread([&] {
+    try {
+      f(x, y);
+    } catch (const ffi::Error& error) {
+      refused = error.kind() + ": " + error.message();
+    }
+  }).join();
+  if (!refused.empty()) TVM_FFI_THROW(RuntimeError) << "caught in C++: " << refused;
+  return y;
+}
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(apply, Apply);
+"""
+
+
+@pytest.fixture(scope="module")
+def cpp(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A library of C++ that knows nothing but tvm-ffi's headers."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("there is no c++ on PATH")
+    folder = tmp_path_factory.mktemp("cpp")
+    (folder / "apply.cc").write_text(CPP)
+    includes = [f"-I{path}" for path in tvm_ffi.libinfo.include_paths()]
+    library = Path(tvm_ffi.libinfo.find_libtvm_ffi())
+    command = [compiler, "-std=c++17", "-shared", "-fPIC", "-pthread", *includes, "apply.cc"]
+    subprocess.run([*command, library, "-o", "apply.so"], cwd=folder, check=True)
+    return tvm_ffi.load_module(folder / "apply.so")
+
+
+def test_cpp_calls_it(cpp: Any) -> None:
+    model, name = graphs.leaky_relu(alpha=0.5), "relu_ops.test_cpp_calls_it"
+    door.register(relu_ops.compile(model), name)
+    x = SPECIALS["float32"]
+    y = cpp.apply(name, tvm_ffi.from_dlpack(x))
+    assert same_bits(np.from_dlpack(y), expected(model, [x])[0])
+    refused = r"caught in C\+\+: TypeError: leaky_relu: x\.dtype must be float32 \(not float64\)"
+    with pytest.raises(RuntimeError, match=refused):
+        cpp.apply(name, tvm_ffi.from_dlpack(x.astype(np.float64)))
+    tvm_ffi.registry.remove_global_func(name)
+    with pytest.raises(ValueError, match=f"Function {name} not found"):
+        cpp.apply(name, tvm_ffi.from_dlpack(x))
+
+
+def test_jax_calls_it() -> None:
+    jax = pytest.importorskip("jax", reason="pip install jax jax-tvm-ffi")
+    by_tvm_ffi = pytest.importorskip("jax_tvm_ffi", reason="pip install jax-tvm-ffi")
+    model, name = graphs.leaky_relu(alpha=0.5), "relu_ops.test_jax_calls_it"
+    by_tvm_ffi.register_ffi_target(name, door.function(relu_ops.compile(model)), platform="cpu")
+
+    @jax.jit
+    def leaky(x: Any, dtype: Any = np.float32) -> Any:
+        return jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(x.shape, dtype))(x)
+
+    x = SPECIALS["float32"]
+    assert same_bits(np.asarray(leaky(x)), expected(model, [x])[0])
+    with pytest.raises(Exception, match=r"x\.dtype must be float32 \(not int32\)"):
+        leaky(x.astype(np.int32)).block_until_ready()

@@ -610,9 +610,21 @@ COMMANDS = {
         "bench: --show measures nothing, and path was given as well\n"
         "hint: leave out one or the other"
     ),
-    "bench --compare a.json b.json --plot p": (
-        "bench: --compare measures nothing, and --plot was given as well\n"
+    "bench --compare a.json b.json --record p": (
+        "bench: --compare measures nothing, and --record was given as well\n"
         "hint: leave out one or the other"
+    ),
+    "bench --compare a.json": (
+        "bench: --compare must be given at least 2 records (not 1)\n"
+        "hint: relu-ops bench --record FILE writes one"
+    ),
+    "verify leaky --python python3": (
+        "verify: --python says which Python of another machine runs, and --on names none\n"
+        "hint: give --on too, for example --on alpha, or leave it out"
+    ),
+    "bench leaky --on a,b": (
+        "--on must be a host as ssh knows it (not 'a,b')\n"
+        "hint: for example --on alpha or --on user@alpha.example; once for each host"
     ),
     "bench --record empty": (
         "empty: cannot be written: it is a directory\nhint: name a file, for example r.json"
@@ -655,7 +667,9 @@ USAGE = {
         "relu-ops bench: error: argument --mode: invalid choice: 'hot' (choose from 'warm', "
         "'cold', 'consume')"
     ),
-    "bench --compare x.npy": "relu-ops bench: error: argument --compare: expected 2 arguments",
+    "bench --compare": (
+        "relu-ops bench: error: argument --compare: expected at least one argument"
+    ),
     "plot leaky --output p.png --range a b": (
         "relu-ops plot: error: argument --range: invalid float value: 'a'"
     ),

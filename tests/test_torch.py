@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -143,6 +144,64 @@ def test_a_result_owns_its_memory(relu: Operator, torch: Any, careful: list[Oper
     assert torch.equal(view, kept[10:20])
     second += 1  # it is nobody else's
     assert not careful
+
+
+def test_a_large_result_takes_the_memory_of_one_that_is_gone(relu: Operator, torch: Any) -> None:
+    """As arrays of NumPy do: nobody waits for the system to give fresh pages."""
+    x = torch.randn(9 * 2**20)
+    wanted = torch.relu(x)
+    first = relu(x)
+    place, view = first.data_ptr(), first[100:]
+    assert place % 64 == 0
+    del first
+    second = relu(x)
+    assert second.data_ptr() != place and torch.equal(view, wanted[100:])  # a view holds it
+    del view
+    third = relu(x)
+    assert third.data_ptr() == place
+    assert torch.equal(second, wanted) and torch.equal(third, wanted)
+    smaller = relu(x[: 8 * 2**20 + 5])
+    assert smaller.data_ptr() not in (place, second.data_ptr())
+    assert torch.equal(smaller, wanted[: 8 * 2**20 + 5])
+
+
+def test_large_results_of_many_threads(relu: Operator, torch: Any) -> None:
+    failures = []
+
+    def work(seed: int) -> None:
+        x = torch.full((8 * 2**20 + seed % 2,), float(seed))
+        for _ in range(10):
+            y = relu(x)
+            if not (y == seed).all():
+                failures.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_what_free_memory_may_hold_in_all(torch: Any) -> None:
+    """A gigabyte; what is more is the system's again."""
+    done = children.run("""
+import torch, relu_ops
+from relu_ops import graphs
+relu = relu_ops.compile(graphs.relu())
+
+def mapped():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * 4096 / 2**20
+
+x = torch.zeros(16 * 2**20)
+relu(x)
+before = mapped()
+many = [relu(x) for _ in range(24)]
+del many
+assert 900 < mapped() - before < 1100, mapped() - before
+""")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_results_are_given_back(relu: Operator, torch: Any) -> None:

@@ -37,6 +37,23 @@ def capsule_row(capsule: Any, /) -> tuple[Any, ...]:
     (address, code, bits, lanes, type of device, its number, shape, strides or None, read-only)
     """
 
+@final
+class TensorFunction:
+    """Operators, by dtype, as one function of torch's tensors (and floats behind the first).
+
+    Calling it gives the result; NotImplemented where a gradient is to be recorded; None where
+    somebody listens, or the arguments are anything but plain tensors.
+    """
+
+    def __new__(
+        cls,
+        listeners: tuple[tuple[Any, ...], ...],
+        others: tuple[tuple[Any, ...], ...],
+        levels: dict[str, Any],
+    ) -> Self: ...
+    def __call__(self, *arguments: Any) -> Any: ...
+    def remember(self, operator: Operator) -> None: ...
+
 class Operator:
     """See relu_ops.runtime.operator, which documents it for people."""
 

@@ -90,9 +90,16 @@ static relu_ops_status call_large(const relu_ops_operator* op, const DLTensor* i
   return status;
 }
 
+/* Whether there is nothing about a call's options that a few elements would have to heed or refuse. */
+static bool are_usual(const relu_ops_options* options) {
+  if (!options) return true;
+  const relu_ops_host_threads* host = options->host;
+  return host && host->run && host->count > 0 && !options->threads && !options->stream;
+}
+
 relu_ops_status relu_ops_call(const relu_ops_operator* op, const DLTensor* inputs, const DLTensor* outputs,
                               const relu_ops_options* options) {
-  if (!options && !is_for_cuda(op) && relu_ops_run_short(op, inputs, outputs)) return RELU_OPS_OK;
+  if (are_usual(options) && !is_for_cuda(op) && relu_ops_run_short(op, inputs, outputs)) return RELU_OPS_OK;
   if (plans_size(op) > STACK_BYTES) return call_large(op, inputs, outputs, options);
   _Alignas(Plan) unsigned char block[STACK_BYTES];
   return call_in(block, op, inputs, outputs, options);

@@ -333,8 +333,13 @@ static int start(PyObject* module) {
   if (add_type(module, &bundle_spec, &relu_ops_known.bundle_type) ||
       add_type(module, &relu_ops_operator_spec, &relu_ops_known.operator_type) ||
       add_type(module, &relu_ops_bound_spec, &relu_ops_known.bound_type) ||
-      add_type(module, &relu_ops_standard_spec, &relu_ops_known.standard_type))
+      add_type(module, &relu_ops_standard_spec, &relu_ops_known.standard_type) ||
+      add_type(module, &relu_ops_tensor_function_spec, &relu_ops_known.tensor_function_type))
     return -1;
+  if (relu_ops_watch_forks()) {
+    PyErr_NoMemory();
+    return -1;
+  }
   PyObject* bounds = limits();
   if (!bounds || PyModule_AddObjectRef(module, "LIMITS", bounds)) return -1;
   Py_DECREF(bounds);

@@ -24,7 +24,7 @@ enum {
 /* What the module knows, from its start on. */
 struct Known {
   PyObject *out, *threads, *stream, *alpha; /* interned names of keywords */
-  PyTypeObject *operator_type, *bound_type, *bundle_type, *standard_type;
+  PyTypeObject *operator_type, *bound_type, *bundle_type, *standard_type, *tensor_function_type;
 };
 extern struct Known relu_ops_known;
 
@@ -61,6 +61,7 @@ typedef struct {
   int64_t shapes[MOST_FAST][MAX_RANK], strides[MOST_FAST][MAX_RANK];
   double numbers[MOST_FAST];
   void* stream; /* on a device: where the call is put */
+  bool of_torch; /* tensors in the CPU's memory */
 } Arrays;
 
 /* Raise what the core said last, as the class of relu_ops.errors that a status means. NULL. */
@@ -73,8 +74,39 @@ PyObject* relu_ops_call_careful(const char* name, PyObject* const* arguments, si
 int relu_ops_expect(Expected* expected, const relu_ops_spec* spec);
 
 /* Adopt the arrays of a call (as many as the operator has inputs; out may be NULL). A new reference to the
- * result: `out`, or a new array or tensor; or NULL, perhaps with an error, where the careful way must look. */
+ * result: `out`, or a new array or tensor, or a tuple of them; or NULL, perhaps with an error, where the
+ * careful way must look. */
 PyObject* relu_ops_adopt(Arrays* arrays, PyObject* const* inputs, PyObject* out);
+
+/* Memory for one large tensor: see python_blocks.c. Nothing, where base is NULL. */
+typedef struct {
+  void* base;
+  size_t size;
+} LargeBlock;
+LargeBlock relu_ops_take_block(size_t bytes);
+void* relu_ops_block_data(LargeBlock block);
+void relu_ops_give_block_back(LargeBlock block);
+
+/* See python_torch_threads.c. Watch for forks, from the module's start on: not 0 where that cannot be. */
+int relu_ops_watch_forks(void);
+
+/* A function of torch's library, or of one that it uses, as torch is bound to it; 0: there is none. */
+uintptr_t relu_ops_torch_function(const char* name);
+
+/* Find the threads of torch, once it was met. */
+void relu_ops_meet_torch_threads(PyObject* torch);
+
+/* Let a call on tensors of torch use torch's threads: complete its options, whose `threads` are what the
+ * caller gave. elements: of its largest output. host must live as long as options. */
+void relu_ops_use_torch_threads(relu_ops_options* options, relu_ops_host_threads* host, int64_t elements);
+
+/* What somebody's argument is to torch. */
+typedef enum {
+  PLAIN_TENSOR,   /* exactly a tensor or a parameter, in the CPU's memory, without gaps */
+  WANTS_GRADIENT, /* such a one, whose gradient is to be recorded */
+  NO_PLAIN_TENSOR /* perhaps with an error */
+} TensorKind;
+TensorKind relu_ops_tensor_kind(PyObject* x, DLDataType* dtype); /* dtype: where to write it, or NULL */
 
 /* The stream that torch has set for a device; false where that cannot be told. */
 bool relu_ops_torch_stream(int32_t device, void** stream);
@@ -110,7 +142,8 @@ PyObject* relu_ops_method_bind(PyObject* self, PyObject* const* arguments, Py_ss
 PyObject* relu_ops_method_bound(PyObject* self, PyObject* arguments);
 PyObject* relu_ops_method_bound_on(PyObject* self, PyObject* arguments);
 
-extern PyType_Spec relu_ops_operator_spec, relu_ops_bound_spec, relu_ops_standard_spec;
+extern PyType_Spec relu_ops_operator_spec, relu_ops_bound_spec, relu_ops_standard_spec,
+    relu_ops_tensor_function_spec;
 
 /* See python_tvm_ffi.c. */
 PyObject* relu_ops_packed(PyObject* module, PyObject* arguments);

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* From here on runtime/memory.py makes outputs. */
+/* From here on runtime/memory.py makes outputs, and python_blocks.c the memory of tensors. */
 #define LARGE_OUTPUT_BYTES (INT64_C(32) << 20)
 
 /* ---- dtypes -------------------------------------------------------------------------------------- */
@@ -233,6 +233,7 @@ static bool meet_torch(void) {
     torch.exchange = exchange;
     torch.parameter = (PyTypeObject*)Py_NewRef(parameter);
     torch.tensor = (PyTypeObject*)Py_NewRef(tensor);
+    relu_ops_meet_torch_threads(module);
   }
   Py_XDECREF(parameter);
   Py_XDECREF(nn);
@@ -284,6 +285,14 @@ static bool is_compact(const DLTensor* tensor) {
   return true;
 }
 
+TensorKind relu_ops_tensor_kind(PyObject* x, DLDataType* dtype) {
+  DLTensor tensor;
+  if (!is_tensor(x) || torch.exchange->dltensor_from_py_object_no_sync(x, &tensor)) return NO_PLAIN_TENSOR;
+  if (tensor.device.device_type != kDLCPU || (tensor.strides && !is_compact(&tensor))) return NO_PLAIN_TENSOR;
+  if (dtype) *dtype = tensor.dtype;
+  return is_without_gradient(x, false) ? PLAIN_TENSOR : WANTS_GRADIENT;
+}
+
 static bool adopt_tensor(Arrays* arrays, int k, PyObject* x, bool written) {
   DLTensor* tensor = &arrays->tensors[k];
   if (!is_tensor(x) || !is_plain(x, written) || torch.exchange->dltensor_from_py_object_no_sync(x, tensor))
@@ -293,30 +302,52 @@ static bool adopt_tensor(Arrays* arrays, int k, PyObject* x, bool written) {
   return true;
 }
 
-/* Memory for a tensor, and what DLPack says of it: one block, which torch gives back by `deleter`. torch's
- * own allocator for DLPack makes a tensor first, and another of that: op(tensor) of 16 float32 takes 0.65 us
- * with this and the attributes above, and took 1.05 with neither (Intel Xeon, 2026-11-28). */
+/* Memory for a tensor, and what DLPack says of it: one block, or two for a large one, which torch gives back
+ * by `deleter`. torch's own allocator for DLPack makes a tensor first, and another of that: op(tensor) of 16
+ * float32 takes 0.65 us with this and the attributes above, and took 1.05 with neither (Intel Xeon,
+ * 2026-11-28). */
 typedef struct {
   DLManagedTensorVersioned managed;
+  LargeBlock large; /* or nothing: the memory is behind this */
   int64_t shape[MAX_RANK], strides[MAX_RANK];
 } Block;
 
 #define TENSOR_ALIGNMENT 64
 
-static void free_block(DLManagedTensorVersioned* managed) { free(managed->manager_ctx); }
+static void free_block(DLManagedTensorVersioned* managed) {
+  Block* block = managed->manager_ctx;
+  if (block->large.base) relu_ops_give_block_back(block->large);
+  free(block);
+}
+
+/* Memory of some bytes, and room for a Block; NULL where there is none. */
+static Block* new_memory(int64_t bytes, void** data) {
+  bool is_large = bytes >= LARGE_OUTPUT_BYTES;
+  Block* block = malloc(sizeof(Block) + (is_large ? 0 : TENSOR_ALIGNMENT + (size_t)bytes));
+  if (!block) return NULL;
+  uintptr_t past = (uintptr_t)(block + 1) + TENSOR_ALIGNMENT - 1;
+  *data = (void*)(past / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT);
+  block->large = (LargeBlock){NULL, 0};
+  if (!is_large) return block;
+  block->large = relu_ops_take_block((size_t)bytes);
+  *data = relu_ops_block_data(block->large);
+  if (block->large.base) return block;
+  free(block);
+  return NULL;
+}
 
 static Block* new_block(const Expected* expected, int32_t rank, const int64_t* shape) {
   int64_t bytes = expected->itemsize, stride = 1;
   for (int32_t d = 0; d < rank; ++d)
     if (__builtin_mul_overflow(bytes, shape[d], &bytes)) return NULL;
-  Block* block = malloc(sizeof(Block) + TENSOR_ALIGNMENT + (size_t)bytes);
+  void* data;
+  Block* block = new_memory(bytes, &data);
   if (!block) return NULL;
-  uintptr_t past = (uintptr_t)(block + 1) + TENSOR_ALIGNMENT - 1;
   block->managed = (DLManagedTensorVersioned){
       .version = {DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION},
       .manager_ctx = block,
       .deleter = free_block,
-      .dl_tensor = {.data = (void*)(past / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT),
+      .dl_tensor = {.data = data,
                     .device = {kDLCPU, 0},
                     .ndim = rank,
                     .dtype = expected->dtype,
@@ -383,17 +414,37 @@ static PyObject* device_result(Arrays* arrays, PyObject* const* inputs, PyObject
   return new_device_tensor(arrays, at, rank, shape[0]);
 }
 
+/* New tensors for the inputs that were adopted: a tensor or a tuple, adopted too. */
+static PyObject* new_tensors(Arrays* arrays) {
+  int count = arrays->self->output_count, at = arrays->self->input_count;
+  int32_t ranks[MOST_FAST];
+  int64_t shapes[MOST_FAST][MAX_RANK];
+  if (relu_ops_output_shapes(arrays->self->op, arrays->tensors, ranks, shapes)) return NULL;
+  if (count == 1) return new_tensor(arrays, at, ranks[0], shapes[0]);
+  PyObject* several = PyTuple_New(count);
+  for (int k = 0; several && k < count; ++k) {
+    PyObject* one = new_tensor(arrays, at + k, ranks[k], shapes[k]);
+    if (one) PyTuple_SET_ITEM(several, k, one);
+    else Py_CLEAR(several);
+  }
+  return several;
+}
+
+/* Adopt the tensors that the caller passed for outputs; a new reference to what he passed, or NULL. */
+static PyObject* adopt_out_tensors(Arrays* arrays, PyObject* out) {
+  int count = arrays->self->output_count, at = arrays->self->input_count;
+  if (count == 1) return adopt_tensor(arrays, at, out, true) ? Py_NewRef(out) : NULL;
+  if (!PyTuple_CheckExact(out) || PyTuple_GET_SIZE(out) != count) return NULL;
+  for (int k = 0; k < count; ++k)
+    if (!adopt_tensor(arrays, at + k, PyTuple_GET_ITEM(out, k), true)) return NULL;
+  return Py_NewRef(out);
+}
+
 static PyObject* tensor_result(Arrays* arrays, PyObject* const* inputs, PyObject* out) {
-  const OperatorObject* self = arrays->self;
-  int at = self->input_count;
-  for (int k = 0; k < at; ++k)
+  for (int k = 0; k < arrays->self->input_count; ++k)
     if (!adopt_tensor(arrays, k, inputs[k], false) && !adopt_number(arrays, k, inputs[k])) return NULL;
-  if (self->output_count != 1) return NULL;
-  if (out) return adopt_tensor(arrays, at, out, true) ? Py_NewRef(out) : NULL;
-  int32_t rank;
-  int64_t shape[1][MAX_RANK];
-  if (relu_ops_output_shapes(self->op, arrays->tensors, &rank, shape)) return NULL;
-  return new_tensor(arrays, at, rank, shape[0]);
+  arrays->of_torch = true;
+  return out ? adopt_out_tensors(arrays, out) : new_tensors(arrays);
 }
 
 /* ---- all of a call ------------------------------------------------------------------------------- */

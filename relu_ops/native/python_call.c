@@ -14,17 +14,25 @@
  * 30 ns, where a call of 16 takes 20 (AMD EPYC, Zen 4, 2026-11-22). */
 #define FEW_ELEMENTS 8192
 
-static bool is_few(const DLTensor* tensor) {
+static int64_t elements_of(const DLTensor* tensor) {
   int64_t elements = 1;
   for (int32_t d = 0; d < tensor->ndim; ++d)
-    if (__builtin_mul_overflow(elements, tensor->shape[d], &elements)) return false;
-  return elements <= FEW_ELEMENTS;
+    if (__builtin_mul_overflow(elements, tensor->shape[d], &elements)) return INT64_MAX;
+  return elements;
+}
+
+/* The elements of the largest output, of the tensors of a call. */
+static int64_t most_elements(const OperatorObject* self, const DLTensor* tensors) {
+  int64_t most = 0;
+  for (int k = 0; k < self->output_count; ++k) {
+    int64_t elements = elements_of(&tensors[self->input_count + k]);
+    if (elements > most) most = elements;
+  }
+  return most;
 }
 
 bool relu_ops_are_few(const OperatorObject* self, const DLTensor* tensors) {
-  for (int k = 0; k < self->output_count; ++k)
-    if (!is_few(&tensors[self->input_count + k])) return false;
-  return true;
+  return most_elements(self, tensors) <= FEW_ELEMENTS;
 }
 
 /* Take shapes and strides out of the arrays: without the GIL others may reshape those. */
@@ -45,8 +53,11 @@ static relu_ops_status compute(Arrays* arrays, int threads) {
   const OperatorObject* self = arrays->self;
   const DLTensor* outputs = arrays->tensors + self->input_count;
   relu_ops_options options = {.threads = threads, .stream = self->on_device ? arrays->stream : NULL};
-  const relu_ops_options* given = threads || self->on_device ? &options : NULL;
-  if (!self->on_device && relu_ops_are_few(self, arrays->tensors))
+  relu_ops_host_threads host;
+  int64_t elements = most_elements(self, arrays->tensors);
+  if (arrays->of_torch) relu_ops_use_torch_threads(&options, &host, elements);
+  const relu_ops_options* given = options.threads || options.host || self->on_device ? &options : NULL;
+  if (!self->on_device && elements <= FEW_ELEMENTS)
     return relu_ops_call(self->op, arrays->tensors, outputs, given);
   own_shapes(arrays, self->input_count + self->output_count);
   relu_ops_status status;
@@ -96,6 +107,7 @@ PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count
   Arrays arrays;
   const OperatorObject* self = arrays.self = (OperatorObject*)op;
   if (count != (size_t)self->input_count || count + (size_t)self->output_count > MOST_FAST) return NULL;
+  arrays.of_torch = false;
   PyObject* result = relu_ops_adopt(&arrays, inputs, out);
   relu_ops_status status = result ? compute(&arrays, threads) : RELU_OPS_OK;
   if (status) Py_CLEAR(result);

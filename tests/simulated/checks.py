@@ -33,7 +33,7 @@ from test_random_graphs import Case
 from test_random_graphs import cases as random_cases
 
 import relu_ops
-from relu_ops import graphs
+from relu_ops import graphs, hosts
 from relu_ops.bundle import store as bundle
 from relu_ops.compiler import frontend
 from relu_ops.contract import reference
@@ -656,10 +656,21 @@ def test_what_is_written_beside_an_output_is_found() -> None:
     y = DeviceArray(np.zeros(4, np.float32), 0)
     y.copy_to(np.zeros(4, np.float32))
     byte = np.zeros(1, np.uint8)
-    driver.copy_in(0, y._address + y._first + 16, byte.ctypes.data, 1)
+    driver.copy_in(0, y._address + y._mirror.first + 16, byte.ctypes.data, 1)
     with pytest.raises(AssertionError, match=r"^byte 16 from an output's begin was written"):
         y.copy_to(np.zeros(4, np.float32))
     y.free()
+
+
+def test_a_device_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = Path(__file__).parents[1] / "stand_in_ssh.py"
+    monkeypatch.setenv("RELU_OPS_SSH", f"'{sys.executable}' '{stand_in}'")
+    with hosts.connect("alpha", sys.executable) as alpha:
+        assert [gpu.name for gpu in alpha.cuda.gpus] == [g.name for g in driver.probe().gpus]
+        report = verify(graphs.leaky_relu(), device="cuda:1", on=alpha)
+        assert report.ok and {row.target for row in report.rows} == {"cuda"}
+        with pytest.raises(DeviceError, match=r"^alpha: "):
+            verify(graphs.relu(), device="cuda:7", on=alpha)
 
 
 def test_nothing_is_left_in_device_memory() -> None:

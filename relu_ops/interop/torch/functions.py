@@ -19,6 +19,18 @@ _USUAL_SLOPE = 0.01
 _INTEGERS = ("int8", "int16", "int32", "int64")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
+# What computes where a call is nothing but its numbers; each knows the dtypes that were met. By
+# names of their own: in company a look into a cold dictionary takes as long as a call.
+_is_traced = library.is_traced
+_relu_at_once = library.function(heeds_autocast=False)
+_leaky_relu_at_once = library.function(heeds_autocast=False)
+_leaky_relu_of_any_slope_at_once = library.function(heeds_autocast=False)
+_AT_ONCE = {
+    "relu": _relu_at_once,
+    "leaky_relu": _leaky_relu_at_once,
+    "leaky_relu_of_any_slope": _leaky_relu_of_any_slope_at_once,
+}
+
 
 def relu(x: torch.Tensor) -> torch.Tensor:
     """Compute 0 where x < 0, else x, with gradient.
@@ -33,10 +45,20 @@ def relu(x: torch.Tensor) -> torch.Tensor:
     >>> relu(torch.tensor([-1.5, 2.0]))
     tensor([0., 2.])
     """
+    if not _is_traced():
+        y = _relu_at_once(x)
+        if y is NotImplemented:
+            return _EagerRelu.apply(x)
+        if y is not None:
+            return y
+    return _relu_with_care(x)
+
+
+def _relu_with_care(x: torch.Tensor) -> torch.Tensor:
     if not library.nothing_listens((x,)):
         return RELU(x)
     if library.wants_gradient((x,)):
-        return _Relu.apply(x)
+        return _EagerRelu.apply(x)
     return _compute_relu(x)
 
 
@@ -54,10 +76,23 @@ def leaky_relu(x: torch.Tensor, negative_slope: float = _USUAL_SLOPE) -> torch.T
     >>> leaky_relu(torch.tensor([-2.0, 3.0]), 0.5)
     tensor([-1.,  3.])
     """
+    if not _is_traced():
+        if negative_slope == _USUAL_SLOPE:
+            y = _leaky_relu_at_once(x)
+        else:
+            y = _leaky_relu_of_any_slope_at_once(x, negative_slope)
+        if y is NotImplemented:
+            return _EagerLeakyRelu.apply(x, negative_slope)
+        if y is not None:
+            return y
+    return _leaky_relu_with_care(x, negative_slope)
+
+
+def _leaky_relu_with_care(x: torch.Tensor, negative_slope: float) -> torch.Tensor:
     if not library.nothing_listens((x,)):
         return LEAKY_RELU(x, negative_slope)
     if library.wants_gradient((x,)):
-        return _LeakyRelu.apply(x, negative_slope)
+        return _EagerLeakyRelu.apply(x, negative_slope)
     return _compute_leaky_relu(x, negative_slope)
 
 
@@ -75,7 +110,10 @@ def _operator(graph: str, dtype: torch.dtype) -> Any:
             f"{graph}: x.dtype must be one of {', '.join(allowed)} (not {name})",
             "convert it first, for example with x.float()",
         )
-    return standard.operator(graph, name)
+    operator = standard.operator(graph, name)
+    if graph in _AT_ONCE:
+        _AT_ONCE[graph].remember(operator)
+    return operator
 
 
 @functools.cache
@@ -147,6 +185,16 @@ class _Relu(library.Function):
         return _relu_grad(dx, *ctx.saved_tensors)
 
 
+class _EagerRelu(_Relu):
+    """The same where nothing listens, as its caller knows: so nothing is asked a second time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = _compute_relu(x)
+        ctx.save_for_backward(y)
+        return y
+
+
 class _ReluGrad(library.Function):
     @staticmethod
     def forward(ctx: Any, dy: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -181,6 +229,17 @@ class _LeakyRelu(library.Function):
     @staticmethod
     def jvp(ctx: Any, dx: torch.Tensor, _: Any) -> torch.Tensor:
         return _leaky_relu_grad(dx, ctx.saved_tensors[0], ctx.slope)
+
+
+class _EagerLeakyRelu(_LeakyRelu):
+    """As `_EagerRelu`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, negative_slope: float) -> torch.Tensor:
+        y = _compute_leaky_relu(x, negative_slope)
+        ctx.save_for_backward(y if _has_sign_of_input(negative_slope) else x)
+        ctx.slope = negative_slope
+        return y
 
 
 class _LeakyReluGrad(library.Function):

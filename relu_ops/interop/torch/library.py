@@ -16,6 +16,8 @@ import torch
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
+from relu_ops.native._python import TensorFunction
+
 _NAMESPACE = "relu_ops"
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 """It lives as long as the process: what it registered goes with it."""
@@ -23,6 +25,7 @@ _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 # By names of their own: looked up where they lie, they take a microsecond more a call.
+is_traced = torch.compiler.is_dynamo_compiling  # what it runs itself says False, and is quick
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -113,7 +116,7 @@ def nothing_listens(inputs: Sequence[Any]) -> bool:
 
     Then torch's dispatcher, which takes 3 us a call from Python, need not be asked.
     """
-    if torch.compiler.is_compiling():
+    if is_traced():
         return False
     for x in inputs:
         if type(x) not in _PLAIN or not x.is_cpu or _is_wrapped(x) or _is_batched(x):
@@ -129,15 +132,32 @@ def nothing_listens(inputs: Sequence[Any]) -> bool:
     )
 
 
+def function(heeds_autocast: bool) -> TensorFunction:
+    """A function that computes at once where a call is nothing but its numbers, natively.
+
+    Tensors that a transformation has wrapped are none that it takes; others are constants to it.
+    """
+    listeners = ((_dispatch_modes,), (_function_modes,), (_profiles,), (_traces,))
+    others = ((_autocasts, "cpu"),) if heeds_autocast else ()
+    return TensorFunction(listeners, others, vars(forward_ad))
+
+
 def wants_gradient(inputs: Sequence[Any]) -> bool:
     """True where torch records, and some input requires a gradient."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    if torch.is_grad_enabled():
+        for x in inputs:
+            if x.requires_grad:
+                return True
+    return False
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By rank."""
 
 
 def format_of(x: Any) -> Any:
     """The memory format that a result takes over from an input: channels last where x has it."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    wanted = formats.get(x.dim())
+    wanted = _CHANNELS_LAST.get(x.dim())
     if wanted is None or x.is_contiguous() or not x.is_contiguous(memory_format=wanted):
         return torch.contiguous_format
     return wanted

@@ -102,6 +102,7 @@ class Wrapped(Derivable):
     ) -> None:
         super().__init__(content, straight_through, operator, is_derivative)
         self._check_names()
+        self._at_once = library.function(heeds_autocast=True)
         self._function = _function_of(self)
         self.name = self.__name__ = _free_name(self.graph.name, content)
         self.op = library.define(self.name, self._kernels())
@@ -113,6 +114,10 @@ class Wrapped(Derivable):
             ArgumentTypeError: There are too many or too few tensors, or one is of another dtype.
             ArgumentError: Shapes do not fit, or an input requires a gradient and has none.
         """
+        if not library.is_traced():
+            results = self._at_once(*inputs)
+            if results is not None and results is not NotImplemented:
+                return results
         if not library.nothing_listens(inputs):
             self._check_count(inputs)
             return self.op(*inputs)
@@ -177,6 +182,7 @@ class Wrapped(Derivable):
         )
 
     def _compute(self, *inputs: torch.Tensor) -> Any:
+        self._at_once.remember(self.operator)
         return self.operator(*inputs)
 
     def within(self, inputs: Sequence[torch.Tensor]) -> Any:

@@ -114,9 +114,11 @@ static void check_pattern(const int8_t* pattern, int operands, const int64_t* in
   for (int k = 0; k < operands; ++k) CHECK(pattern[k] < 0 || pattern[k] == inner[k]);
 }
 
-static void check_stream(const char* out, int64_t rows, int64_t n) {
-  CHECK((uintptr_t)out % VECTOR_BYTES == 0 && rows == 1);
-  atomic_fetch_add(&streamed, n);
+/* Whole cache lines, in every row. */
+static void check_stream(const char* out, int64_t row, int64_t rows, int64_t n) {
+  const int64_t line = 64 / sizeof(float);
+  CHECK((uintptr_t)out % 64 == 0 && n % line == 0 && (rows == 1 || row % line == 0));
+  atomic_fetch_add(&streamed, rows * n);
 }
 
 static const int8_t ALIKE[MOST_LEAVES + 1] = {1, 1, 1, 1}, ANY[MOST_LEAVES + 1] = {-1, -1, -1, -1};
@@ -126,7 +128,7 @@ static const int8_t SCALED[MOST_LEAVES + 1] = {1, 0, 1};
   static void name(char* const* data, const int64_t* row, const int64_t* inner, int64_t rows,    \
                    int64_t n) {                                                                  \
     check_pattern(pattern, leaves + 1, inner);                                                   \
-    if (streams) check_stream(data[leaves], rows, n);                                            \
+    if (streams) check_stream(data[leaves], row[leaves], rows, n);                               \
     add_up(leaves, data, row, inner, rows, n);                                                   \
   }
 
