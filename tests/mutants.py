@@ -29,6 +29,7 @@ class Mutant:
 
 
 RULES, EMITTER = "relu_ops/compiler/rules.py", "relu_ops/compiler/emitter.py"
+AARCH64 = "relu_ops/compiler/aarch64/backend.py"
 PLAN, CHECK, POOL = (f"relu_ops/native/{name}.c" for name in ("plan", "check", "pool"))
 RUN, IMAGE, BUNDLE = (f"relu_ops/native/{name}.c" for name in ("run_cpu", "image_reader", "bundle"))
 READING = "relu_ops/native/image_reader.h"
@@ -163,6 +164,48 @@ MUTANTS: tuple[Mutant, ...] = (
         "align {size}, !nontemporal !0",
         "align {size}",
         of("streaming", "test_streaming_kernels_alone_hold_streaming_stores[relu-x86-64-v2]"),
+    ),
+    # ---------------------------------------------------------------- AArch64
+    Mutant(
+        "an adrp may be the last instruction of a page",
+        AARCH64,
+        "_LAST_WORDS = 8",
+        "_LAST_WORDS = 4",
+        of("objects_aarch64", "test_code_moves_where_a_processor_would_err"),
+    ),
+    Mutant(
+        "adr is taken for pages that it does not reach",
+        AARCH64,
+        "if not -_ADR_REACH <= distance < _ADR_REACH:",
+        "if not -_ADR_REACH <= distance <= 2 * _ADR_REACH:",
+        of("objects_aarch64", "test_near_pages_are_found_by_adr_and_others_by_adrp"),
+    ),
+    Mutant(
+        "LLVM is not told of the multiplier that errs",
+        AARCH64,
+        '("+neon", "+fix-cortex-a53-835769")',
+        '("+neon",)',
+        of(
+            "objects_aarch64",
+            "test_no_product_of_64_bits_is_summed_up_right_behind_a_load[relu_int8]",
+        ),
+    ),
+    Mutant(
+        "a vector is loaded from a place that its load cannot say",
+        "relu_ops/compiler/cpu/objects.py",
+        'if offset % kind.multiple or section["sh_addralign"] % kind.multiple:',
+        'if section["sh_addralign"] % kind.multiple:',
+        of(
+            "objects_aarch64",
+            "test_what_an_image_cannot_hold_is_refused[a load from the middle of a vector]",
+        ),
+    ),
+    Mutant(
+        "an image for x86-64 is said to run on AArch64",
+        "relu_ops/targets.py",
+        "if architecture not in self.processors:",
+        "if False:",
+        of("targets", "test_another_architecture"),
     ),
     # ---------------------------------------------------------------- plan
     Mutant(

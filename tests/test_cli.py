@@ -303,7 +303,7 @@ def test_build(run: Run, models: Path, tmp_path: Path) -> None:
     code, out, err = run("build", models / "leaky.onnx", *arguments, "--output", path)
     found = bundle.read(path)
     assert (code, out) == (0, f"{found.digest}\n")
-    assert err == f"{path}: built for x86-64-v2, x86-64-v3, x86-64-v4\n"
+    assert err == f"{path}: built for {', '.join(CPU_TARGETS)}\n"
     assert found.manifest.targets == CPU_TARGETS
 
 
@@ -361,7 +361,7 @@ def test_build_refuses(run: Run, models: Path, tmp_path: Path) -> None:
         2,
         "",
         "relu-ops: target 'x86-64-v9' is not known\n"
-        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN\n",
+        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, aarch64, cuda, native, cuda-sm_NN\n",
     )
     assert run("build", model, "--output", tmp_path) == (
         2,

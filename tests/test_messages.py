@@ -362,7 +362,7 @@ CALLS = {
     'load("ab", name="c")': "ArgumentError: ab: has no operator called c; it has a, b",
     'load("leaky", target="avx2")': (
         "TargetError: target 'avx2' is not known\n"
-        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
+        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, aarch64, cuda, native, cuda-sm_NN"
     ),
     'load("leaky", target="x86-64-v3")': (
         "TargetError: leaky: has no variant for x86-64-v3; it has:\n"
@@ -371,7 +371,7 @@ CALLS = {
     ),
     'load("leaky", target=3)': (
         "TargetError: target 3 is not known\n"
-        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
+        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, aarch64, cuda, native, cuda-sm_NN"
     ),
     'load("leaky", device="gpu")': (
         "ArgumentError: device must be 'cpu', 'cuda' or 'cuda:N' (not 'gpu')\n"
@@ -427,7 +427,7 @@ CALLS = {
     ),
     'compile("leaky.onnx", target="avx2")': (
         "TargetError: target 'avx2' is not known\n"
-        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
+        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, aarch64, cuda, native, cuda-sm_NN"
     ),
     'build("leaky.onnx", [], "made")': (
         "ArgumentError: targets must name at least one target\nhint: for example ['native']"
@@ -501,7 +501,7 @@ COMMANDS = {
     ),
     "build leaky.onnx --output made --target avx2": (
         "target 'avx2' is not known\n"
-        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
+        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, aarch64, cuda, native, cuda-sm_NN"
     ),
     "build leaky.onnx add.onnx --output made --name a": (
         "build: --name must be given once for each model (2 models, 1 name)\n"

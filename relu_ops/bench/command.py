@@ -135,7 +135,7 @@ def maker(bundle: Bundle | None) -> runner.MakeOperator:
         return runner.compiled
 
     def make(case: Case, _dtype: str, target: str) -> Any:
-        cuda = 0 if targets.parse(target).kind == "cuda" else -1
+        cuda = targets.parse(target).backend.ordinal
         return dispatch.operator_of(bundle, name=case.name, target=target, cuda=cuda)
 
     return make
@@ -174,8 +174,8 @@ def run(options: argparse.Namespace, progress: Progress) -> Record:
 
 def say_what_is_missing(planned: Iterable[Group]) -> None:
     """Say on stderr, before minutes of measuring, that there will be no limit, and why."""
-    levels = [g.target for g in planned if targets.parse(g.target).kind == "cpu"]
-    for loops in dict.fromkeys(map(limit.of, levels)):  # a device's limit is its own copy
+    names = [g.target for g in planned if targets.parse(g.target).backend.processors]
+    for loops in dict.fromkeys(map(limit.of, names)):  # a device's limit is its own copy
         if isinstance(loops, Skipped) and sys.stderr is not None:
             hint = f"\nhint: {loops.hint}" if loops.hint else ""
             print(f"bench: the machine's limit is left out: {loops.reason}{hint}", file=sys.stderr)

@@ -144,7 +144,7 @@ def carry_out(content: bytes, progress: Progress) -> bytes:
 
     def make(case: Any, dtype: str, target: str) -> Any:
         number, name, graph = order.operators[case.name, dtype]
-        cuda = 0 if targets.parse(target).kind == "cuda" else -1
+        cuda = targets.parse(target).backend.ordinal
         graphs[held[number].digest, name] = graph
         return dispatch.operator_of(held[number], name=name, target=target, cuda=cuda)
 

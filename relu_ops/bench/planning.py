@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,22 +129,23 @@ def plan(
 
 
 def _participants(level: str, levels: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    kind = targets.parse(level).kind
-    first = next(other for other in levels if targets.parse(other).kind == kind)
+    device = targets.parse(level).backend.device
+    first = next(other for other in levels if targets.parse(other).backend.device == device)
     return tuple(
         p.name
         for p in peers.PEERS.values()
-        if p.device == kind and (not names or p.name in names) and (level == first or p.by_target)
+        if p.device == device and (not names or p.name in names) and (level == first or p.by_target)
     )
 
 
 def _runnable(level: str, place: Place) -> str:
     target = targets.resolve(level, place.machine)
-    if target.kind == "cuda":
-        _check_device(target, place)
-    else:
-        targets.check_runs(target, place.machine)
+    _CHECKS[target.backend.device](target, place)
     return target.name
+
+
+def _check_processor(target: targets.Target, place: Place) -> None:
+    targets.check_runs(target, place.machine)
 
 
 def _check_device(target: targets.Target, place: Place) -> None:
@@ -155,6 +156,13 @@ def _check_device(target: targets.Target, place: Place) -> None:
             f"bench: target {target} cannot be measured: {found.problem or 'there is no device'}",
             f"measure for {', '.join(targets.runnable(place.machine))}",
         )
+
+
+_CHECKS: Mapping[str, Callable[[targets.Target, Place], None]] = {
+    "cpu": _check_processor,
+    "cuda": _check_device,
+}
+"""Whether a target can be measured at a place, by what it runs on."""
 
 
 def estimated_seconds(group: Group, settings: Settings) -> float:

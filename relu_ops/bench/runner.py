@@ -12,7 +12,7 @@ import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,8 +227,8 @@ class _Measurement:
         return _Ready(problem, self._limit(group), prepared, verified)
 
     def _limit(self, group: Group) -> limit.Limit | None:
-        if targets.parse(group.target).kind != "cpu":
-            return None
+        if not targets.parse(group.target).backend.processors:
+            return None  # a device's limit is its own copy
         loops = limit.of(group.target)
         if isinstance(loops, Skipped):
             self.skipped.append(Skip("limit", loops.kind, loops.reason, loops.hint))
@@ -336,11 +336,17 @@ def _checked_call(
         return peers.unsupported(error)
 
 
+_LIMITS: Mapping[str, Callable[[Problem], Iterable[tuple[str, Callable[[int], float]]]]] = {
+    "cpu": lambda _: (),
+    "cuda": cuda.limits,
+}
+"""Limits beside the loops of a processor, by what a target runs on."""
+
+
 def _contestants(ready: _Ready, mode: str, group: Group) -> Iterator[Contestant]:
     problem, loops = ready.problem, ready.limit
-    if targets.parse(group.target).kind == "cuda":
-        for name, seconds in cuda.limits(problem):
-            yield Contestant(f"{LIMIT}{name}", seconds)
+    for name, seconds in _LIMITS[targets.parse(group.target).backend.device](problem):
+        yield Contestant(f"{LIMIT}{name}", seconds)
     for name, prepared in ready.prepared.items():
         call = prepared.call
         if mode == CONSUME and loops is not None:

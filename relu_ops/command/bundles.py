@@ -78,12 +78,14 @@ def wheel(options: argparse.Namespace) -> int:
 
 def export_kernel(options: argparse.Namespace) -> int:
     """Write a bundle as a folder for the kernels package."""
+    from relu_ops.bundle import store as bundles
     from relu_ops.ship import kernels
 
     name = options.name or Path(options.bundle).name.partition(".")[0]
     version, license = options.version, options.license
-    kernels.export(options.bundle, options.folder, name=name, version=version, license=license)
-    say(f"{options.folder}: {', '.join(kernels.VARIANTS)}")
+    held = bundles.read(options.bundle)
+    kernels.export(held, options.folder, name=name, version=version, license=license)
+    say(f"{options.folder}: {', '.join(kernels.variants(held))}")
     return FINE
 
 

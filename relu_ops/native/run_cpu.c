@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "arch_x86_64.h"
+#include "arch.h"
 #include "check.h"
 #include "plan.h"
 #include "pool.h"
@@ -23,7 +23,7 @@ typedef struct {
   Block block;   /* or nothing: rows are run as they are */
 } Pass;
 
-/* How an operand lies inside a row: see compiler/x86/schedule.py. */
+/* How an operand lies inside a row: see compiler/patterns.py. */
 static int64_t inner_stride(const Plan* plan, int32_t k) {
   return plan->rank > 0 ? plan->stride[k][plan->rank - 1] : 1;
 }

@@ -58,7 +58,7 @@ def verify(
 
     Args:
         model: A bundle's directory; or a model, as for `relu_ops.compile`, which is compiled for
-            every x86 level or, for a device, for the target `cuda`.
+            every target of the processor or, for a device, for the target `cuda`.
         name: Which operator of a bundle; None where it has one.
         target: Only this target.
         device: "cpu", or a CUDA device: "cuda" (the first), "cuda:1". Arrays are copied there and
@@ -91,8 +91,8 @@ def verify(
     if seed < 0:
         raise ArgumentError(f"verify: seed must be at least 0 (not {seed})", "leave it out for 0")
     cuda = number_of(device)
-    everything = targets.CPU_TARGETS if cuda < 0 else ("cuda",)
     machine = targets.this_machine() if on is None else on.machine
+    everything = targets.of_architecture(machine) if cuda < 0 else ("cuda",)
     chosen = [targets.resolve(target, machine).name] if target else everything
     subject = _subject(model, name, chosen, seed, exhaustive)
     plan = subject.plan

@@ -10,7 +10,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-#include <xmmintrin.h>
 
 #include "../../../relu_ops/native/mapping.h"
 #include "../../../relu_ops/native/plan.h"
@@ -91,7 +90,7 @@ const relu_ops_host_threads HOST = {run_on_host, &host_chunks, 3};
 /* ---- kernels ------------------------------------------------------------------------------------- */
 
 atomic_llong streamed, called, helped;
-atomic_uint modes_seen;
+atomic_ullong modes_seen;
 atomic_int late;
 
 /* Every element: the sum of the leaves, and one. All numbers are small integers, so that it is exact. */
@@ -101,7 +100,7 @@ static void add_up(int leaves, char* const* data, const int64_t* row, const int6
   bool is_worker = syscall(SYS_gettid) != getpid();
   if (is_worker) atomic_fetch_add(&helped, 1);
   if (atomic_load(&late) == (is_worker ? LATE_WORKERS : LATE_CALLER)) pause_for(5);
-  atomic_fetch_or(&modes_seen, _mm_getcsr() & 0xE040u);
+  atomic_fetch_or(&modes_seen, arch_float_mode() & STRANGE);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < n; ++i) {
       float sum = 1;
