@@ -49,13 +49,12 @@ def relu(x: torch.Tensor) -> torch.Tensor:
     >>> relu(torch.tensor([-1.5, 2.0]))
     tensor([0., 2.])
     """
-    if not _is_traced():
-        y = _relu_at_once(x)
-        if y is NotImplemented:
-            return _EagerRelu.apply(x)
-        if y is not None:
-            return y
-    return _relu_with_care(x)
+    if _is_traced():  # first: compiled code guards whatever is looked at on the way
+        return RELU(x)
+    y = _relu_at_once(x)
+    if y is NotImplemented:
+        return _EagerRelu.apply(x)
+    return _relu_with_care(x) if y is None else y
 
 
 def _any_leaky_relu_at_once(x: torch.Tensor, negative_slope: float = _USUAL_SLOPE) -> Any:
@@ -86,16 +85,15 @@ def leaky_relu(x: torch.Tensor, negative_slope: float = _USUAL_SLOPE) -> torch.T
     >>> leaky_relu(torch.tensor([-2.0, 3.0]), 0.5)
     tensor([-1.,  3.])
     """
-    if not _is_traced():
-        if negative_slope == _USUAL_SLOPE:
-            y = _leaky_relu_at_once(x)
-        else:
-            y = _leaky_relu_of_any_slope_at_once(x, negative_slope)
-        if y is NotImplemented:
-            return _EagerLeakyRelu.apply(x, negative_slope)
-        if y is not None:
-            return y
-    return _leaky_relu_with_care(x, negative_slope)
+    if _is_traced():
+        return LEAKY_RELU(x, negative_slope)
+    if negative_slope == _USUAL_SLOPE:
+        y = _leaky_relu_at_once(x)
+    else:
+        y = _leaky_relu_of_any_slope_at_once(x, negative_slope)
+    if y is NotImplemented:
+        return _EagerLeakyRelu.apply(x, negative_slope)
+    return _leaky_relu_with_care(x, negative_slope) if y is None else y
 
 
 def _leaky_relu_with_care(x: torch.Tensor, negative_slope: float) -> torch.Tensor:
