@@ -85,6 +85,8 @@ def alone(call: Call) -> float:
 def measure(row: Row, rounds: int) -> dict[str, Any]:
     """Time all contestants of a row."""
     rng, order = random.Random(0), list(row.calls)
+    for call in row.calls.values():  # what is compiled at the first call, and threads that start
+        call()
     times: dict[str, list[float]] = {name: [] for name in order}
     for _ in range(rounds):
         rng.shuffle(order)
@@ -118,12 +120,6 @@ def without_collection() -> Iterator[None]:
 
 # ---------------------------------------------------------------------------------------------
 # torch
-
-
-def torch_rows() -> Iterator[Row]:
-    """Every row of torch, made when its turn comes: arrays of one at a time."""
-    for make in (small_calls, in_company, compiled_calls, training):
-        yield from make()
 
 
 def of_torch(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -212,9 +208,9 @@ def compiled_calls() -> Iterator[Row]:
 
     from relu_ops.interop import torch as door
 
-    own = torch.compile(lambda x: door.leaky_relu(x), fullgraph=True, dynamic=True)
+    own = torch.compile(lambda x: door.leaky_relu(x), fullgraph=True, dynamic=False)
     theirs = torch.compile(
-        lambda x: torch.nn.functional.leaky_relu(x), fullgraph=True, dynamic=True
+        lambda x: torch.nn.functional.leaky_relu(x), fullgraph=True, dynamic=False
     )
     for size in SIZES.values():
         x = torch.randn(size)
@@ -378,35 +374,65 @@ def tables(record: Mapping[str, Any]) -> str:
     return "\n\n".join(made)
 
 
-ROWS: dict[str, Callable[[], Iterator[Row]]] = {"torch": torch_rows, "jax": jax_rows}
+TABLES: dict[str, dict[str, Callable[[], Iterator[Row]]]] = {
+    "torch": {
+        "calls": small_calls,
+        "company": in_company,
+        "compiled": compiled_calls,
+        "training": training,
+    },
+    "jax": {"jax": jax_rows},
+}
+"""What makes the rows of each table, when their turn comes: arrays of one row at a time."""
+
+
+def recorded(options: argparse.Namespace, output: Path) -> dict[str, Any]:
+    """Measure; give the record, with what an earlier one has of the tables that are left out.
+
+    Raises:
+        SystemExit: That one is of another machine.
+    """
+    usage, machine = environment.Usage(), environment.machine()
+    kept = json.loads(output.read_text()) if options.table and output.exists() else {"rows": []}
+    if kept["rows"] and kept["machine"]["cpu"] != machine["cpu"]:
+        raise SystemExit(f"{output} is of another machine: measure all of its tables")
+    rows = {row: [] for row in TABLES[options.framework]}
+    for row in kept["rows"]:
+        rows[row["table"]].append(row)
+    for name, make in TABLES[options.framework].items():
+        if options.table in (None, name):
+            rows[name] = list(measured(make(), options.rounds))
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine,
+        "software": environment.software(),
+        "share_of_others": usage.share_of_others(),
+        "rounds": options.rounds,
+        "rows": [row for part in rows.values() for row in part],
+    }
+
+
+def measured(rows: Iterator[Row], rounds: int) -> Iterator[dict[str, Any]]:
+    """Measure rows, and say what was found."""
+    for row in rows:
+        with without_collection():
+            found = measure(row, rounds)
+        print(found, file=sys.stderr)
+        yield found
 
 
 def main() -> int:
     """Measure and write, or show."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("framework", choices=ROWS)
+    parser.add_argument("framework", choices=TABLES)
     parser.add_argument("--show", action="store_true", help="measure nothing")
     parser.add_argument("--output", type=Path, help="default: the record in docs/benchmarks")
     parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--table", help="only the rows of this one")
+    parser.add_argument("--table", help="only the rows of this one; the record's others stay")
     options = parser.parse_args()
     output = options.output or RECORDS / f"{options.framework}.json"
     if not options.show:
-        usage, rows = environment.Usage(), []
-        for row in ROWS[options.framework]():
-            if options.table in (None, row.table):
-                with without_collection():
-                    rows.append(measure(row, options.rounds))
-                print(rows[-1], file=sys.stderr)
-        record = {
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": environment.machine(),
-            "software": environment.software(),
-            "share_of_others": usage.share_of_others(),
-            "rounds": options.rounds,
-            "rows": rows,
-        }
-        output.write_text(json.dumps(record, indent=1) + "\n")
+        output.write_text(json.dumps(recorded(options, output), indent=1) + "\n")
     print(tables(json.loads(output.read_text())))
     return 0
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnx.parser
 import onnxruntime
 import pytest
-from cases import compiled, random_array
+from cases import SPECIALS, compiled, random_array
 
 from relu_ops import graphs
 from relu_ops.errors import ArgumentError, ArgumentTypeError
@@ -603,3 +603,44 @@ def test_two_processes_train_as_with_torchs_own(tmp_path: Path) -> None:
         for rank in ranks:
             done = rank.result()
             assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_compiled_code_has_the_same_bits(dtype: str) -> None:
+    """Inductor writes some of it itself: every special value, and its gradient."""
+    x = torch.from_numpy(SPECIALS[dtype].astype(np.float32)).to(getattr(torch, dtype))
+    if dtype in ("float32", "float64"):
+        x = torch.from_numpy(SPECIALS[dtype].copy())
+    dy = torch.from_numpy(random_array(np.random.default_rng(1), "float32", tuple(x.shape)))
+    dy = torch.nan_to_num(dy, 1.0).to(x.dtype)
+
+    def both(function: Function, x: Any) -> tuple[Any, Any]:
+        x = x.clone().requires_grad_()
+        y = function(x)
+        return y.detach(), torch.autograd.grad(y, x, dy)[0]
+
+    for eager in (ours.relu, lambda x: ours.leaky_relu(x, 0.3), lambda x: ours.leaky_relu(x, -0.3)):
+        torch._dynamo.reset()
+        made = torch.compile(lambda x, eager=eager: eager(x), fullgraph=True)
+        for one, other in zip(both(made, x), both(eager, x), strict=True):
+            kept = ~torch.isnan(other)
+            assert torch.equal(torch.isnan(one), ~kept)
+            bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.itemsize]
+            assert torch.equal(one.view(bits)[kept], other.view(bits)[kept])
+
+
+def test_what_inductor_writes_and_what_it_calls() -> None:
+    from torch._inductor.utils import fresh_cache, run_and_get_code
+
+    def code_of(x: Any) -> str:
+        torch._dynamo.reset()
+        made = torch.compile(lambda x: ours.leaky_relu(x * 2, 0.3) + 1, fullgraph=True)
+        with fresh_cache():  # what an earlier release wrote would be taken
+            y, codes = run_and_get_code(made, x)
+        assert torch.equal(y, ours.leaky_relu(x * 2, 0.3) + 1)
+        return "".join(codes)
+
+    called = "torch.ops.relu_ops.leaky_relu.default("
+    assert called not in code_of(torch.randn(1000))
+    assert called in code_of(torch.randn(1000).bfloat16())
+    assert called in code_of(torch.randn(9 * 2**20))

@@ -13,7 +13,7 @@ import torch
 
 from relu_ops import standard
 from relu_ops.errors import ArgumentTypeError
-from relu_ops.interop.torch import library
+from relu_ops.interop.torch import library, lowering
 
 _USUAL_SLOPE = 0.01
 _INTEGERS = ("int8", "int16", "int32", "int64")
@@ -25,10 +25,14 @@ _is_traced = library.is_traced
 _relu_at_once = library.function(heeds_autocast=False)
 _leaky_relu_at_once = library.function(heeds_autocast=False)
 _leaky_relu_of_any_slope_at_once = library.function(heeds_autocast=False)
+_relu_grad_at_once = library.function(heeds_autocast=False)
+_leaky_relu_grad_at_once = library.function(heeds_autocast=False)
 _AT_ONCE = {
     "relu": _relu_at_once,
     "leaky_relu": _leaky_relu_at_once,
     "leaky_relu_of_any_slope": _leaky_relu_of_any_slope_at_once,
+    "relu_grad": _relu_grad_at_once,
+    "leaky_relu_grad_of_any_slope": _leaky_relu_grad_at_once,
 }
 
 
@@ -45,13 +49,18 @@ def relu(x: torch.Tensor) -> torch.Tensor:
     >>> relu(torch.tensor([-1.5, 2.0]))
     tensor([0., 2.])
     """
-    if not _is_traced():
-        y = _relu_at_once(x)
-        if y is NotImplemented:
-            return _EagerRelu.apply(x)
-        if y is not None:
-            return y
-    return _relu_with_care(x)
+    if _is_traced():  # first: compiled code guards whatever is looked at on the way
+        return RELU(x)
+    y = _relu_at_once(x)
+    if y is NotImplemented:
+        return _EagerRelu.apply(x)
+    return _relu_with_care(x) if y is None else y
+
+
+def _any_leaky_relu_at_once(x: torch.Tensor, negative_slope: float = _USUAL_SLOPE) -> Any:
+    if negative_slope == _USUAL_SLOPE:
+        return _leaky_relu_at_once(x)
+    return _leaky_relu_of_any_slope_at_once(x, negative_slope)
 
 
 def _relu_with_care(x: torch.Tensor) -> torch.Tensor:
@@ -76,16 +85,15 @@ def leaky_relu(x: torch.Tensor, negative_slope: float = _USUAL_SLOPE) -> torch.T
     >>> leaky_relu(torch.tensor([-2.0, 3.0]), 0.5)
     tensor([-1.,  3.])
     """
-    if not _is_traced():
-        if negative_slope == _USUAL_SLOPE:
-            y = _leaky_relu_at_once(x)
-        else:
-            y = _leaky_relu_of_any_slope_at_once(x, negative_slope)
-        if y is NotImplemented:
-            return _EagerLeakyRelu.apply(x, negative_slope)
-        if y is not None:
-            return y
-    return _leaky_relu_with_care(x, negative_slope)
+    if _is_traced():
+        return LEAKY_RELU(x, negative_slope)
+    if negative_slope == _USUAL_SLOPE:
+        y = _leaky_relu_at_once(x)
+    else:
+        y = _leaky_relu_of_any_slope_at_once(x, negative_slope)
+    if y is NotImplemented:
+        return _EagerLeakyRelu.apply(x, negative_slope)
+    return _leaky_relu_with_care(x, negative_slope) if y is None else y
 
 
 def _leaky_relu_with_care(x: torch.Tensor, negative_slope: float) -> torch.Tensor:
@@ -152,10 +160,12 @@ def _compute_leaky_relu_grad(
 
 
 def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
+    lowering.register(_FORMULAS)  # compilers ask this first
     return torch.empty_like(x, memory_format=library.format_of(x))
 
 
 def _fake_grad(dy: torch.Tensor, y: torch.Tensor, *_: Any) -> torch.Tensor:
+    lowering.register(_FORMULAS)
     return torch.empty_like(y, memory_format=library.format_of(y))
 
 
@@ -270,12 +280,18 @@ def _within(compute: Any, operator: Any, *arguments: Any) -> torch.Tensor:
 
 
 def _relu_grad(dy: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    dx = _relu_grad_at_once(dy, y)
+    if library.is_known(dx):
+        return dx
     if library.nothing_listens((dy, y)) and not library.wants_gradient((dy, y)):
         return _compute_relu_grad(dy, y)
     return RELU_GRAD(dy, y)
 
 
 def _leaky_relu_grad(dy: torch.Tensor, y: torch.Tensor, negative_slope: float) -> torch.Tensor:
+    dx = _leaky_relu_grad_at_once(dy, y, negative_slope)
+    if library.is_known(dx):
+        return dx
     if library.nothing_listens((dy, y)) and not library.wants_gradient((dy, y)):
         return _compute_leaky_relu_grad(dy, y, negative_slope)
     return LEAKY_RELU_GRAD(dy, y, negative_slope)
@@ -318,7 +334,14 @@ def _batch_leaky_relu_grad(
 
 RELU = library.define(
     "relu",
-    library.Kernels("(Tensor x) -> Tensor", _compute_relu, _fake, _Relu.recorded, _batch_relu),
+    library.Kernels(
+        "(Tensor x) -> Tensor",
+        _compute_relu,
+        _fake,
+        _Relu.recorded,
+        _batch_relu,
+        at_once=_relu_at_once,
+    ),
 )
 RELU_GRAD = library.define(
     "relu_grad",
@@ -328,6 +351,7 @@ RELU_GRAD = library.define(
         _fake_grad,
         _ReluGrad.recorded,
         _batch_relu_grad,
+        at_once=_relu_grad_at_once,
     ),
 )
 LEAKY_RELU = library.define(
@@ -338,6 +362,7 @@ LEAKY_RELU = library.define(
         _fake,
         lambda x, negative_slope=_USUAL_SLOPE: _LeakyRelu.recorded(x, negative_slope),
         _batch_leaky_relu,
+        at_once=_any_leaky_relu_at_once,
     ),
 )
 LEAKY_RELU_GRAD = library.define(
@@ -348,5 +373,42 @@ LEAKY_RELU_GRAD = library.define(
         _fake_grad,
         _LeakyReluGrad.recorded,
         _batch_leaky_relu_grad,
+        at_once=_leaky_relu_grad_at_once,
     ),
 )
+
+
+# ---------------------------------------------------------------------------------------------
+# What torch.compile may write in their place: by Inductor's operations, as docs/semantics.md has it
+
+
+def _relu_formula(ops: Any, dtype: torch.dtype, x: Any) -> Any:
+    zero = ops.constant(0, dtype)
+    return ops.where(ops.lt(x, zero), zero, x)
+
+
+def _relu_grad_formula(ops: Any, dtype: torch.dtype, dy: Any, y: Any) -> Any:
+    zero = ops.constant(0, dtype)
+    return ops.where(ops.gt(y, zero), dy, zero)
+
+
+def _leaky_relu_formula(
+    ops: Any, dtype: torch.dtype, x: Any, negative_slope: float = _USUAL_SLOPE
+) -> Any:
+    slope = ops.constant(_slope(negative_slope, dtype), dtype)
+    return ops.where(ops.lt(x, ops.constant(0, dtype)), ops.mul(x, slope), x)
+
+
+def _leaky_relu_grad_formula(
+    ops: Any, dtype: torch.dtype, dy: Any, y: Any, negative_slope: float
+) -> Any:
+    slope = ops.constant(_slope(negative_slope, dtype), dtype)
+    return ops.where(ops.gt(y, ops.constant(0, dtype)), dy, ops.mul(dy, slope))
+
+
+_FORMULAS = {
+    RELU: _relu_formula,
+    RELU_GRAD: _relu_grad_formula,
+    LEAKY_RELU: _leaky_relu_formula,
+    LEAKY_RELU_GRAD: _leaky_relu_grad_formula,
+}

@@ -47,6 +47,7 @@ class Kernels:
         record: A call that a gradient or a tangent may go through.
         batch: Under vmap, as `torch.library.register_vmap` takes it.
         cast: Under autocast; None where the inputs stay as they are.
+        at_once: What computes where a call is nothing but its numbers: see `function`.
     """
 
     schema: str
@@ -55,6 +56,15 @@ class Kernels:
     record: Callable[..., Any]
     batch: Callable[..., Any]
     cast: Callable[..., Any] | None = None
+    at_once: Callable[..., Any] | None = None
+
+    def recorded(self, *arguments: Any) -> Any:
+        """What the dispatcher calls where something may have to be recorded.
+
+        Compiled code calls it with tensors that want no gradient, and so pays for no Function.
+        """
+        results = None if self.at_once is None else self.at_once(*arguments)
+        return results if is_known(results) else self.record(*arguments)
 
 
 class Function(torch.autograd.function._SingleLevelFunction):
@@ -76,7 +86,7 @@ def define(name: str, kernels: Kernels) -> Any:
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.pointwise)
     torch.library.define(qualified, kernels.schema, lib=_LIBRARY, tags=tags)
     _LIBRARY.impl(name, kernels.compute, "CPU")
-    _LIBRARY.impl(name, kernels.record, "Autograd")
+    _LIBRARY.impl(name, kernels.recorded, "Autograd")
     if kernels.cast is not None:
         _LIBRARY.impl(name, kernels.cast, "AutocastCPU")
     torch.library.register_fake(qualified, kernels.fake, lib=_LIBRARY)
@@ -140,6 +150,11 @@ def function(heeds_autocast: bool) -> TensorFunction:
     listeners = ((_dispatch_modes,), (_function_modes,), (_profiles,), (_traces,))
     others = ((_autocasts, "cpu"),) if heeds_autocast else ()
     return TensorFunction(listeners, others, vars(forward_ad))
+
+
+def is_known(results: Any) -> bool:
+    """True where a function of `function` has computed."""
+    return results is not None and results is not NotImplemented
 
 
 def wants_gradient(inputs: Sequence[Any]) -> bool:

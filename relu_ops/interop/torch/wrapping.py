@@ -116,7 +116,7 @@ class Wrapped(Derivable):
         """
         if not library.is_traced():
             results = self._at_once(*inputs)
-            if results is not None and results is not NotImplemented:
+            if library.is_known(results):
                 return results
         if not library.nothing_listens(inputs):
             self._check_count(inputs)
@@ -179,6 +179,7 @@ class Wrapped(Derivable):
             self._function.recorded,
             self._batch,
             self._cast,
+            self._at_once,
         )
 
     def _compute(self, *inputs: torch.Tensor) -> Any:
