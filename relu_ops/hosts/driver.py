@@ -77,9 +77,13 @@ def main() -> None:
     requests: queue.Queue[tuple[dict[str, Any], list[bytearray]]] = queue.Queue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     desk = Desk(answers)
-    while True:
-        words, blobs = requests.get()
-        send(answers, *_answered(desk, words, blobs))
+    try:
+        while True:
+            words, blobs = requests.get()
+            send(answers, *_answered(desk, words, blobs))
+    except BrokenPipeError:  # nobody listens any more
+        # Not by way of Python's own end: it aborts where a thread still reads.
+        os._exit(0)
 
 
 def _listen(requests: queue.Queue[Any]) -> None:
@@ -96,6 +100,8 @@ def _answered(desk: Desk, words: dict[str, Any], blobs: Any) -> tuple[dict[str, 
     try:
         answer, sent = getattr(desk, "do_" + words.pop("do"))(blobs, **words)
         return {"answer": answer}, sent
+    except BrokenPipeError:  # in the middle of ticks
+        raise
     except Exception as error:
         kind = type(error).__name__
         message, hint = getattr(error, "message", None), getattr(error, "hint", None)
