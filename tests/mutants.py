@@ -43,7 +43,9 @@ COMPARE, CALLS, JUDGE, CHECKING, EXPLAIN, DEVIATIONS = (
     f"relu_ops/verification/{name}.py"
     for name in ("compare", "calls", "judge", "checking", "explain", "deviations")
 )
-CASES = "relu_ops/verification/cases.py"
+CASES, MIRROR = (f"relu_ops/verification/{name}.py" for name in ("cases", "mirror"))
+DRIVER, SESSION, SSH = (f"relu_ops/hosts/{name}.py" for name in ("driver", "session", "ssh"))
+PLANNING, MACHINES = (f"relu_ops/bench/{name}.py" for name in ("planning", "machines"))
 
 
 def native(*names: str) -> tuple[str, ...]:
@@ -674,5 +676,76 @@ MUTANTS: tuple[Mutant, ...] = (
         "return known.thresholds if known.cpu == targets.this_machine().cpu else None",
         "return known.thresholds if targets.this_machine().cpu else None",
         of("tuning", "test_another_machine_is_not_heeded"),
+    ),
+    # ---------------------------------------------------------------- other machines
+    Mutant(
+        "an array lies there at another place of a line than here",
+        DRIVER,
+        "start = -whole.ctypes.data % GUARD",
+        "start = 1",
+        of("hosts", "test_it_lies_there_as_it_does_here"),
+    ),
+    Mutant(
+        "what is written beside an output there stays unseen",
+        MIRROR,
+        "if not np.array_equal(kept, found):",
+        "if kept.size != found.size:",
+        of("hosts", "test_a_byte_written_beside_an_output_is_found"),
+    ),
+    Mutant(
+        "a lost connection is taken for a wrong result",
+        CHECKING,
+        "            except HostError:\n                raise\n",
+        "",
+        of("hosts", "test_a_connection_that_is_lost_in_the_middle[verify]"),
+    ),
+    Mutant(
+        "a host with another version is taken",
+        SESSION,
+        "if version != __version__:",
+        "if not version:",
+        of("hosts", "test_another_version"),
+    ),
+    Mutant(
+        "the driver works on where nobody asks any more",
+        DRIVER,
+        "        os._exit(0)\n",
+        "        return\n",
+        of("hosts", "test_nothing_is_left_there_when_it_is_stopped[2]"),
+    ),
+    Mutant(
+        "a host is asked for a password",
+        SSH,
+        '    "-oBatchMode=yes",',
+        '    "-oBatchMode=no",',
+        of("hosts", "test_the_program_on_the_path_is_ssh"),
+    ),
+    Mutant(
+        "a host's name can be an option of ssh",
+        SSH,
+        'r"[^-\\s,][^\\s,]*"',
+        'r"[^\\s,][^\\s,]*"',
+        of("hosts", "test_a_host_is_no_option[-oProxyCommand=touch x]"),
+    ),
+    Mutant(
+        "the target is the best of this machine, and not of the other",
+        PLANNING,
+        "target = targets.resolve(level, place.machine)",
+        "target = targets.resolve(level)",
+        of("hosts", "test_the_target_is_the_best_that_is_there"),
+    ),
+    Mutant(
+        "what a host says reaches the terminal as it is",
+        SESSION,
+        'c if c.isprintable() or c == "\\n" else',
+        "c if c else",
+        of("hosts", "test_what_a_host_says_cannot_touch_the_terminal"),
+    ),
+    Mutant(
+        "two records of one host have the same name",
+        MACHINES,
+        "if host and hosts.count(host) == 1 else",
+        "if host else",
+        of("hosts", "test_machines_of_several_targets_side_by_side"),
     ),
 )

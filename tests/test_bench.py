@@ -852,7 +852,11 @@ def test_publishing_replaces_all_that_belongs_to_a_record(tmp_path: Path) -> Non
     stale = tmp_path / "docs" / "mine" / "stale.png"
     stale.parent.mkdir(parents=True)
     stale.touch()
-    written = command.publish(full_record(), tmp_path / "docs", "mine", readme)
+    machine = full_record().machine | {"host": "secret", "on": "alias"}
+    named = msgspec.structs.replace(full_record(), machine=machine)
+    written = command.publish(named, tmp_path / "docs", "mine", readme)
+    text = written[0].read_text()
+    assert "secret" not in text and "alias" not in text and "Made Up" in text
     assert not stale.exists() and written[-1] == readme
     assert "<!-- benchmark-table: docs/mine.json -->" in readme.read_text()
     assert "| `relu(x)` | 2.00 us" in readme.read_text()

@@ -5,6 +5,7 @@ tests/test_hosts_ssh.py does the same through a server, in machines of its own.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from relu_ops import __version__, cli, compiler, errors, graphs, hosts, targets,
 from relu_ops.bench import environment, machines, plots, record, tables
 from relu_ops.bundle import manifest
 from relu_ops.bundle import store as bundles
-from relu_ops.hosts import ssh
+from relu_ops.hosts import driver, ssh
 from relu_ops.hosts.session import printable
 from relu_ops.verification.hosts import There, send
 from relu_ops.verification.mirror import Mirror
@@ -199,7 +200,6 @@ def test_any_array_goes_there_as_it_lies(two: Path, x: np.ndarray) -> None:
 
 
 def test_it_lies_there_as_it_does_here() -> None:
-    from relu_ops.hosts import driver
     from relu_ops.verification.hosts import _described
 
     for x in odd_arrays():
@@ -676,3 +676,40 @@ def test_pictures_of_machines(tmp_path: Path) -> None:
     assert [p.name for p in first] == ["machines_warm.png", "machines_warm.svg"]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     assert plots.draw_machines(columns[:1], tmp_path / "z") == []
+
+
+# ---------------------------------------------------------------- what is no answer
+
+
+def framed(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "big") + text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(framed(b) for b in (b"[]", b"{}", b"{", b"\xff", b'{"sizes":["a"]}', b'{"sizes":[-1]}')),
+        b"\xff" * 8,
+        b"\x00" * 7 + b"\x09{}",
+    ],
+)
+@pytest.mark.parametrize("verb", ["verify", "bench"])
+def test_what_is_no_greeting_is_refused(
+    run: Run, bundle: Path, tmp_path: Path, verb: str, answer: bytes
+) -> None:
+    """A host that speaks otherwise than the driver does."""
+    (tmp_path / "answer").write_bytes(driver.MARK + answer)
+    python = python_of(tmp_path, f"cat '{tmp_path}/answer'")
+    err = refused(run, verb, bundle, "--on", "alpha", "--python", python)
+    assert err.startswith("relu-ops: alpha: no answer: ")
+
+
+@pytest.mark.parametrize("text", [b'{"sizes":[],"other":1}', b'{"sizes":[],"answer":1,"tick":2}'])
+def test_what_is_no_answer_is_refused(text: bytes) -> None:
+    with hosts.connect("alpha", sys.executable) as alpha:
+        assert alpha._process.stdout is not None
+        alpha._process.stdout.close()
+        alpha._process.stdout = io.BytesIO(framed(text))
+        with pytest.raises(errors.HostError, match="lost while it was to answer") as caught:
+            alpha.ask("describe")
+        assert str(caught.value.__cause__) == "no answer"

@@ -19,6 +19,7 @@ MARK = b"\nrelu_ops: from here on the driver speaks\n"
 """Comes first: what stands before it was said by the shell's startup files."""
 
 _SIZE_BYTES = 8
+_MOST_BYTES = 1 << 40
 
 
 # ---------------------------------------------------------------------------------------------
@@ -44,10 +45,15 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], list[bytearray]]:
     """
     size = int.from_bytes(_exactly(stream, _SIZE_BYTES), "big")
     words = json.loads(_exactly(stream, size))
-    return words, [_exactly(stream, size) for size in words.pop("sizes")]
+    sizes = words.pop("sizes", None) if isinstance(words, dict) else None
+    if not isinstance(sizes, list) or not all(isinstance(one, int) for one in sizes):
+        raise ValueError("no message")
+    return words, [_exactly(stream, one) for one in sizes]
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytearray:
+    if not 0 <= size <= _MOST_BYTES:
+        raise ValueError("no size")
     content = bytearray(size)
     view, done = memoryview(content), 0
     while done < size:

@@ -139,7 +139,7 @@ class Session:
         return answer["answer"], sent
 
     def _answer(self, progress: Progress | None) -> tuple[dict[str, Any], list[bytearray]]:
-        answer, sent = driver.receive(self._answers)
+        answer, sent = self._received()
         if "tick" not in answer:
             return answer, sent
         last: list[tuple[dict[str, Any], list[bytearray]]] = []
@@ -149,11 +149,22 @@ class Session:
             pass
         return last[0]
 
+    def _received(self) -> tuple[dict[str, Any], list[bytearray]]:
+        """One message.
+
+        Raises:
+            ValueError: It is none of the driver's.
+        """
+        words, sent = driver.receive(self._answers)
+        if len(words) != 1 or not words.keys() <= {"answer", "error", "tick"}:
+            raise ValueError("no answer")
+        return words, sent
+
     def _ticks(self, last: list[tuple[dict[str, Any], list[bytearray]]]) -> Iterator[None]:
         """Once for each tick; what comes after them is put into `last`."""
         while True:
             yield None
-            message = driver.receive(self._answers)
+            message = self._received()
             if "tick" not in message[0]:
                 last.append(message)
                 return

@@ -7,6 +7,7 @@ and outputs are copied back. Needs the driver, and no package of arrays.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,6 +94,7 @@ class DeviceArray:
         self.device, self._mirror = device, Mirror(array)
         self._exported: list[Any] = []
         self._address = driver.allocate(device, self._mirror.bytes.size)
+        self._release = weakref.finalize(self, driver.free, device, self._address)
         self._move(driver.copy_in, self._mirror.bytes)
 
     def _move(self, copy: Any, memory: np.ndarray) -> None:
@@ -112,9 +114,14 @@ class DeviceArray:
         self._move(driver.copy_out, found)
         self._mirror.copy_to(target, found)
 
+    def write(self, values: np.ndarray) -> None:
+        """Put other values into it."""
+        self._mirror.write(values)
+        self._move(driver.copy_in, self._mirror.bytes)
+
     def free(self) -> None:
-        """Give the memory back."""
-        driver.free(self.device, self._address)
+        """Give the memory back, once; it goes with the object otherwise."""
+        self._release()
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Where it is, as DLPack numbers it."""

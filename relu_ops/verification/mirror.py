@@ -38,6 +38,11 @@ class Mirror:
         own = self.array
         return np.ndarray(own.shape, own.dtype, memory.data, self.first, own.strides)
 
+    def write(self, values: np.ndarray) -> None:
+        """Put other values into the bytes; the array keeps its own."""
+        if self.array.size:
+            self._elements(self.bytes)[...] = values
+
     def copy_to(self, target: np.ndarray, found: np.ndarray) -> None:
         """Copy the elements back, and see that nothing else was written.
 
