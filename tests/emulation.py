@@ -70,9 +70,9 @@ def core_sources() -> list[Path]:
     return [path for path in sorted(CORE.glob("*.c")) if not path.name.startswith("python")]
 
 
-def command(program: Path) -> list[str]:
-    """How a program of the other processor is run here."""
-    return [EMULATOR, "-L", str(LIBRARIES), str(program)]
+def command(program: Path, page_bytes: int = 4096) -> list[str]:
+    """How a program of the other processor is run here, on a system with such pages."""
+    return [EMULATOR, "-p", str(page_bytes), "-L", str(LIBRARIES), str(program)]
 
 
 @functools.cache

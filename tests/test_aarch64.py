@@ -6,13 +6,18 @@ there are many, whole behind the marker.
 
 from __future__ import annotations
 
+import functools
+import io
 import itertools
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cases
 import emulation
+import images
 import numpy as np
 import onnx
 import pytest
@@ -22,10 +27,12 @@ import test_native
 import test_random_graphs
 import test_semantics
 from cases import NEVER, assert_same_bits, expected, random_array
+from elftools.elf.elffile import ELFFile
 from emulation import ROOT, TARGET, Emulated
 
 from relu_ops import compiler, graphs
 from relu_ops.bundle.store import Bundle
+from relu_ops.compiler.cuda import codegen as codegen_cuda
 from relu_ops.verification import calls, checking, verify
 
 pytestmark = pytest.mark.skipif(bool(emulation.why_not()), reason=str(emulation.why_not()))
@@ -64,6 +71,20 @@ def test_runtime(runtime: Path, name: str) -> None:
     if done.returncode == test_native.SKIPPED:
         pytest.skip(done.stderr.strip())
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_pages_of_64_kib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are mapped, and code finds its constants, on a system with larger pages."""
+    large = functools.partial(emulation.command, page_bytes=1 << 16)
+    monkeypatch.setattr(emulation, "command", large)
+    there = emulation.Process()
+    monkeypatch.setattr(emulation, "process", lambda: there)
+    monkeypatch.setattr(emulation, "_loaded", {})
+    for name in ("quantized_leaky_relu", "leaky_relu_bfloat16", "scale_bias_leaky_relu"):
+        model = graphs.MODELS[name]()
+        op, inputs = emulation.operator(model), random_inputs(model, np.random.default_rng(0))
+        assert_same_bits(op(*inputs), expected(model, inputs)[0], name, inputs)
+    there.close()
 
 
 # ---------------------------------------------------------------- bits
@@ -280,6 +301,18 @@ def test_the_image_of_the_processor_is_chosen_and_others_are_refused() -> None:
     )
 
 
+def test_an_image_for_devices_lies_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the same below any host: read there, and left alone by the processor."""
+    monkeypatch.setattr(codegen_cuda, "fat_binary", lambda *_: images.FAT_BINARY)
+    monkeypatch.setattr(codegen_cuda, "requirements", lambda _: ("cuda_13.0", "sm_90"))
+    files = compiler.make(graphs.relu(), ["cuda", TARGET])
+    assert files["cuda.image"] == compiler.make(graphs.relu(), ["x86-64-v2", "cuda"])["cuda.image"]
+    emulated = Emulated(files)
+    assert np.asarray(emulated(np.float32([-1, 2]))).tolist() == [0, 2]
+    with pytest.raises(RuntimeError, match=r"cuda: it runs on a GPU \(not on the CPU\)"):
+        emulated.load("cuda")
+
+
 # ---------------------------------------------------------------- the benchmark
 
 
@@ -288,3 +321,22 @@ def test_the_loops_of_the_limit() -> None:
     program = emulation.build("limits", *sources, "-falign-loops=64")
     done = test_native.run([*emulation.command(program), TARGET])
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---------------------------------------------------------------- the wheel
+
+
+@pytest.mark.exhaustive
+def test_a_wheel_is_built_here(tmp_path: Path) -> None:
+    """With libraries and operators for that processor alone."""
+    command = [sys.executable, str(ROOT / "scripts/build_wheel.py"), str(tmp_path)]
+    done = test_native.run([*command, "--processor", TARGET], seconds=1800)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.iterdir()
+    assert wheel.name.endswith("_aarch64.whl") and "-manylinux_2_" in wheel.name
+    with zipfile.ZipFile(wheel) as held:
+        names = held.namelist()
+        libraries = [name for name in names if name.endswith(".so")]
+        machines = {ELFFile(io.BytesIO(held.read(name)))["e_machine"] for name in libraries}
+    assert len(libraries) == 3 and machines == {"EM_AARCH64"}
+    assert [Path(name).name for name in names if name.endswith(".image")] == ["aarch64.image"]

@@ -312,8 +312,8 @@ class Emitter:
     def _upper_half_of_number(self, x: Expr) -> Expr:
         """The same of a number, or of a NaN whose lower 16 bits are zero.
 
-        The sum cannot carry into the sign of such a NaN. They are the only ones that x86 makes of
-        bfloat16 operands: an operand itself, made quiet, or 0x7FC00000.
+        The sum cannot carry into the sign of such a NaN. They are the only ones that x86 and
+        AArch64 make of bfloat16 operands: an operand itself, made quiet, or 0x7FC00000.
         """
         u32 = lambda value: self.integer("uint32", value)
         bits = self.bind("uint32", self.bits("uint32", x))
