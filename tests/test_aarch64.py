@@ -169,7 +169,7 @@ def test_random_graph_gives_the_bits_of_the_reference(case: test_random_graphs.C
     test_random_graphs.check_against_reference(case, TARGET)
 
 
-PART = 1 << 26
+PART = 1 << 25
 
 
 @pytest.mark.exhaustive
