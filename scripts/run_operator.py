@@ -58,8 +58,9 @@ def main() -> int:
     title("2. Build a bundle")
     bundle = options.folder / "leaky_relu.bundle"
     started = time.perf_counter()
-    digest = relu_ops.build(model, targets=list(targets.CPU_TARGETS), path=bundle)
-    print(f"{bundle}: {', '.join(targets.CPU_TARGETS)}, in {time.perf_counter() - started:.1f} s")
+    names = targets.of_architecture()
+    digest = relu_ops.build(model, targets=list(names), path=bundle)
+    print(f"{bundle}: {', '.join(names)}, in {time.perf_counter() - started:.1f} s")
     for file in sorted(bundle.iterdir()):
         print(f"  {file.name:<16} {file.stat().st_size:>9,} bytes")
     print(f"  digest {digest}")
