@@ -15,12 +15,14 @@ from typing import Any
 
 from relu_ops import __version__, cli
 
-project, author = "relu_ops", "relu_ops contributors"
+project = "relu_ops"
+author = copyright = "relu_ops contributors"
 release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 html_theme = "furo"
 html_title = f"relu_ops {release}"
-exclude_patterns = ["images/make.py"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 autodoc_typehints = "signature"

@@ -58,6 +58,10 @@ class DeviceError(ReluOpsError, RuntimeError):
     """A device or its driver failed: what was asked of it, its name and its architecture."""
 
 
+class HostError(ReluOpsError, ConnectionError):
+    """Another machine cannot be reached, has no relu_ops that fits, or was lost."""
+
+
 class SystemRefusalError(ReluOpsError, OSError):
     """The operating system refused something: executable memory, a thread, a file descriptor."""
 

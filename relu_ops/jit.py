@@ -56,9 +56,7 @@ def compiled(identity: bytes, make_model: Callable[[], Any], target: str) -> Ope
     chosen = targets.resolve(target)
     if log.hears("DEBUG"):
         log.say("DEBUG", "compile: target %s: %s", chosen, targets.why(chosen, target))
-    key = cache.key_of(
-        identity, chosen.name, {**producer([chosen.kind]), "sources": source_digest()}
-    )
+    key = cache.key_of(identity, chosen.name, {**producer([chosen]), "sources": source_digest()})
 
     def make() -> dict[str, bytes]:
         require("tvm", "compile", "compiling an operator")
@@ -66,5 +64,5 @@ def compiled(identity: bytes, make_model: Callable[[], Any], target: str) -> Ope
 
         return compiler.make(make_model(), [chosen.name])
 
-    cuda = 0 if chosen.kind == "cuda" else -1
-    return dispatch.operator_of(cache.fetch(key, make), target=chosen.name, cuda=cuda)
+    held = cache.fetch(key, make)
+    return dispatch.operator_of(held, target=chosen.name, cuda=chosen.backend.ordinal)

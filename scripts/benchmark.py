@@ -1,6 +1,6 @@
 """Makes the committed record: every graph, level and size here, its pictures, the README's table.
 
-With no arguments it measures for about half an hour on 2 cores and writes docs/benchmarks/NAME.json,
+With no arguments it measures for half an hour on 2 cores and writes docs/benchmarks/NAME.json,
 docs/benchmarks/NAME/ and the table in README.md. What is not installed is left out, and the record
 says so: see docs/benchmarks/README.md for everybody that can take part.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tqdm
 
-from relu_ops.bench import command, record, runner, tables
+from relu_ops.bench import command, planning, record, runner, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def main() -> int:
         command.say_what_is_missing(planned)
         found = runner.measure(
             planned,
-            runner.Settings(processes=True),
+            planning.Settings(processes=True),
             progress=lambda items, total, title: tqdm.tqdm(items, title, total),
         )
     print(tables.render(found))

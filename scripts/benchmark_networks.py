@@ -44,8 +44,8 @@ def measure(name: str, model: onnx.ModelProto, threads: int, rounds: int) -> dic
     """Time a model and what partition makes of it by its rules, in turn."""
     with tempfile.TemporaryDirectory() as folder:
         report = relu_ops.partition(model, Path(folder) / "p")
-        stock = hosted.session_of(model.SerializeToString(), hosted.options_of(threads))
-        own = door.session(Path(folder) / "p", hosted.options_of(threads))
+        stock = hosted.session_of(model.SerializeToString(), hosted.options_of(threads, timed=True))
+        own = door.session(Path(folder) / "p", hosted.options_of(threads, timed=True))
         feeds = hosted.random_inputs(stock, {}, {}, 0)
         runs = (measuring.bound(stock, feeds), measuring.bound(own, feeds))
         times = measuring.in_turn(*runs, rounds)

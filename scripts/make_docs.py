@@ -113,7 +113,7 @@ digest of every other file: `sha256sum --check SHA256SUMS` in it checks all. Giv
 
 def c_page() -> str:
     """The page for C programmers."""
-    parts = [C_INTRODUCTION, f"```c\n{(EXAMPLE / 'relu.c').read_text()}```", "# Reference"]
+    parts = [C_INTRODUCTION, f"```c\n{(EXAMPLE / 'relu.c').read_text()}```", "## Reference"]
     return "\n".join([*parts, *_sections(HEADER.read_text())]) + "\n"
 
 
@@ -128,7 +128,7 @@ def _sections(header: str) -> list[str]:
     for block in re.split(r"\n\n(?=/\*|typedef|#define)", body.strip()):
         heading = re.match(r"/\* -+ (.*?) -+ \*/", block)
         if heading:
-            lines += ["", f"## {heading[1].capitalize()}"]
+            lines += ["", f"### {heading[1].capitalize()}"]
         elif block.startswith("/*"):
             found = _COMMENT.match(block)
             assert found, block

@@ -17,7 +17,7 @@ import numpy as np
 
 import relu_ops
 from relu_ops import graphs, targets
-from relu_ops.bench import cases, runner, tables
+from relu_ops.bench import cases, planning, runner, tables
 
 # Runs in a process of its own, which proves that no compiler is needed.
 WITHOUT_COMPILER = """
@@ -83,8 +83,8 @@ def main() -> int:
     title("5. Time it")
     operator = relu_ops.load(bundle)
     case = cases.case_of(model, "leaky_relu")
-    plan = runner.plan([case], dtypes=case.dtypes, names=["relu_ops", "numpy", "onnxruntime"])
-    settings = runner.Settings(**runner.QUICK)
+    plan = planning.plan([case], dtypes=case.dtypes, names=["relu_ops", "numpy", "onnxruntime"])
+    settings = planning.Settings(**planning.QUICK)
     print(tables.render(runner.measure(plan, settings, make=lambda *_: operator)))
     return 0
 

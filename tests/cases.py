@@ -9,6 +9,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 
+import emulation
 import ml_dtypes
 import numpy as np
 import onnx
@@ -178,8 +179,14 @@ def _compiled(content: bytes, target: str) -> Operator:
 
 
 def fresh(model: onnx.ModelProto | bytes, target: str) -> Operator:
-    """Compile a model for one target, in memory, without remembering it."""
-    held = bundle.from_contents("<memory>", compiler.make(model, [target]))
+    """Compile a model for one target, in memory, without remembering it.
+
+    An operator for a processor that can be emulated here is called as one that runs here.
+    """
+    made = compiler.make(model, [target])
+    if target == emulation.TARGET and target not in targets.runnable():
+        return emulation.Emulated(made)  # type: ignore[return-value]
+    held = bundle.from_contents("<memory>", made)
     return dispatch.operator_of(held, target=target)
 
 

@@ -29,6 +29,7 @@ class Mutant:
 
 
 RULES, EMITTER = "relu_ops/compiler/rules.py", "relu_ops/compiler/emitter.py"
+AARCH64 = "relu_ops/compiler/aarch64/backend.py"
 PLAN, CHECK, POOL = (f"relu_ops/native/{name}.c" for name in ("plan", "check", "pool"))
 RUN, IMAGE, BUNDLE = (f"relu_ops/native/{name}.c" for name in ("run_cpu", "image_reader", "bundle"))
 READING = "relu_ops/native/image_reader.h"
@@ -42,7 +43,9 @@ COMPARE, CALLS, JUDGE, CHECKING, EXPLAIN, DEVIATIONS = (
     f"relu_ops/verification/{name}.py"
     for name in ("compare", "calls", "judge", "checking", "explain", "deviations")
 )
-CASES = "relu_ops/verification/cases.py"
+CASES, MIRROR = (f"relu_ops/verification/{name}.py" for name in ("cases", "mirror"))
+DRIVER, SESSION, SSH = (f"relu_ops/hosts/{name}.py" for name in ("driver", "session", "ssh"))
+PLANNING, MACHINES = (f"relu_ops/bench/{name}.py" for name in ("planning", "machines"))
 
 
 def native(*names: str) -> tuple[str, ...]:
@@ -161,6 +164,48 @@ MUTANTS: tuple[Mutant, ...] = (
         "align {size}, !nontemporal !0",
         "align {size}",
         of("streaming", "test_streaming_kernels_alone_hold_streaming_stores[relu-x86-64-v2]"),
+    ),
+    # ---------------------------------------------------------------- AArch64
+    Mutant(
+        "an adrp may be the last instruction of a page",
+        AARCH64,
+        "_LAST_WORDS = 8",
+        "_LAST_WORDS = 4",
+        of("objects_aarch64", "test_code_moves_where_a_processor_would_err"),
+    ),
+    Mutant(
+        "adr is taken for pages that it does not reach",
+        AARCH64,
+        "if not -_ADR_REACH <= distance < _ADR_REACH:",
+        "if not -_ADR_REACH <= distance <= 2 * _ADR_REACH:",
+        of("objects_aarch64", "test_near_pages_are_found_by_adr_and_others_by_adrp"),
+    ),
+    Mutant(
+        "LLVM is not told of the multiplier that errs",
+        AARCH64,
+        '("+neon", "+fix-cortex-a53-835769")',
+        '("+neon",)',
+        of(
+            "objects_aarch64",
+            "test_no_product_of_64_bits_is_summed_up_right_behind_a_load[relu_int8]",
+        ),
+    ),
+    Mutant(
+        "a vector is loaded from a place that its load cannot say",
+        "relu_ops/compiler/cpu/objects.py",
+        'if offset % kind.multiple or section["sh_addralign"] % kind.multiple:',
+        'if section["sh_addralign"] % kind.multiple:',
+        of(
+            "objects_aarch64",
+            "test_what_an_image_cannot_hold_is_refused[a load from the middle of a vector]",
+        ),
+    ),
+    Mutant(
+        "an image for x86-64 is said to run on AArch64",
+        "relu_ops/targets.py",
+        "if architecture not in self.processors:",
+        "if False:",
+        of("targets", "test_another_architecture"),
     ),
     # ---------------------------------------------------------------- plan
     Mutant(
@@ -631,5 +676,76 @@ MUTANTS: tuple[Mutant, ...] = (
         "return known.thresholds if known.cpu == targets.this_machine().cpu else None",
         "return known.thresholds if targets.this_machine().cpu else None",
         of("tuning", "test_another_machine_is_not_heeded"),
+    ),
+    # ---------------------------------------------------------------- other machines
+    Mutant(
+        "an array lies there at another place of a line than here",
+        DRIVER,
+        "start = -whole.ctypes.data % GUARD",
+        "start = 1",
+        of("hosts", "test_it_lies_there_as_it_does_here"),
+    ),
+    Mutant(
+        "what is written beside an output there stays unseen",
+        MIRROR,
+        "if not np.array_equal(kept, found):",
+        "if kept.size != found.size:",
+        of("hosts", "test_a_byte_written_beside_an_output_is_found"),
+    ),
+    Mutant(
+        "a lost connection is taken for a wrong result",
+        CHECKING,
+        "            except HostError:\n                raise\n",
+        "",
+        of("hosts", "test_a_connection_that_is_lost_in_the_middle[verify]"),
+    ),
+    Mutant(
+        "a host with another version is taken",
+        SESSION,
+        "if version != __version__:",
+        "if not version:",
+        of("hosts", "test_another_version"),
+    ),
+    Mutant(
+        "the driver works on where nobody asks any more",
+        DRIVER,
+        "        os._exit(0)\n",
+        "        return\n",
+        of("hosts", "test_nothing_is_left_there_when_it_is_stopped[2]"),
+    ),
+    Mutant(
+        "a host is asked for a password",
+        SSH,
+        '    "-oBatchMode=yes",',
+        '    "-oBatchMode=no",',
+        of("hosts", "test_the_program_on_the_path_is_ssh"),
+    ),
+    Mutant(
+        "a host's name can be an option of ssh",
+        SSH,
+        'r"[^-\\s,][^\\s,]*"',
+        'r"[^\\s,][^\\s,]*"',
+        of("hosts", "test_a_host_is_no_option[-oProxyCommand=touch x]"),
+    ),
+    Mutant(
+        "the target is the best of this machine, and not of the other",
+        PLANNING,
+        "target = targets.resolve(level, place.machine)",
+        "target = targets.resolve(level)",
+        of("hosts", "test_the_target_is_the_best_that_is_there"),
+    ),
+    Mutant(
+        "what a host says reaches the terminal as it is",
+        SESSION,
+        'c if c.isprintable() or c == "\\n" else',
+        "c if c else",
+        of("hosts", "test_what_a_host_says_cannot_touch_the_terminal"),
+    ),
+    Mutant(
+        "two records of one host have the same name",
+        MACHINES,
+        "if host and hosts.count(host) == 1 else",
+        "if host else",
+        of("hosts", "test_machines_of_several_targets_side_by_side"),
     ),
 )

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from relu_ops import compiler, errors, graphs, jit, targets
+from relu_ops import __version__, compiler, errors, graphs, jit, targets
 from relu_ops._version import installed_version
 from relu_ops.bench import (
     cases,
@@ -30,6 +30,7 @@ from relu_ops.bench import (
     environment,
     limit,
     peers,
+    planning,
     plots,
     process,
     record,
@@ -57,12 +58,11 @@ def problem_of(name: str, dtype: str, elements: int) -> tuple[Problem, list[np.n
     """A problem of ordinary data, and what the contract says."""
     case = cases.find(name)
     operator = jit.compile(case.make(dtype))
-    proto = frontend.read_model(case.make(dtype))
-    graph = frontend.import_model(proto)
+    graph = frontend.import_model(frontend.read_model(case.make(dtype)))
     inputs = cases.ordinary_inputs(graph, elements)
     expected = cases.expected_of(case, graph, inputs)
     outs = [cases.aligned(y.shape, y.dtype) for y in expected]
-    return Problem(case, dtype, NATIVE, proto, operator, inputs, outs, 2), expected
+    return Problem(case, dtype, NATIVE, operator, inputs, outs, 2), expected
 
 
 def timing(contestant: str, seconds: Sequence[float], **changes: Any) -> Timing:
@@ -139,7 +139,7 @@ def test_arranged_inputs_have_their_values_elsewhere(name: str) -> None:
     for x in others:
         assert x.shape == (2, 1) and (x[:, 0] == compact[1][::512]).all()
     assert others or not first.flags.c_contiguous
-    (group,) = runner.plan([case], sizes=[1024])
+    (group,) = planning.plan([case], sizes=[1024])
     assert group.peers == case.peers
 
 
@@ -334,7 +334,7 @@ def test_contraction_is_measured_by_the_product() -> None:
 def test_the_runner_does_not_time_what_is_wrong(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups = runner.plan([cases.find("relu")], sizes=[100], names=["relu_ops", "numpy"])
+    groups = planning.plan([cases.find("relu")], sizes=[100], names=["relu_ops", "numpy"])
     monkeypatch.setattr("relu_ops.bench.peers.numpy.prepare", writing(write))
     found = runner.measure(groups, FAST)
     assert "numpy" not in {t.contestant for t in found.timings}
@@ -348,14 +348,14 @@ def test_what_goes_wrong_at_one_size_is_not_timed_there(monkeypatch: pytest.Monk
         return writing(one_wrong if problem.outs[0].size > 10_000 else right)(problem)
 
     monkeypatch.setattr("relu_ops.bench.peers.numpy.prepare", fails_at_large)
-    groups = runner.plan([cases.find("relu")], sizes=[100, 20_000], names=["relu_ops", "numpy"])
+    groups = planning.plan([cases.find("relu")], sizes=[100, 20_000], names=["relu_ops", "numpy"])
     found = runner.measure(groups, FAST)
     assert {t.elements for t in found.timings if t.contestant == "numpy"} == {100}
     assert [(s.contestant, s.elements) for s in found.skipped] == [("numpy", 20_000)]
 
 
 def test_relu_ops_itself_must_not_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = runner.plan([cases.find("relu")], sizes=[100], names=["relu_ops"])
+    groups = planning.plan([cases.find("relu")], sizes=[100], names=["relu_ops"])
     monkeypatch.setattr("relu_ops.bench.peers.own.bound", writing(one_wrong))
     with pytest.raises(errors.ReluOpsError, match=r"relu_ops: relu in float32 .* is wrong: 1 val"):
         runner.measure(groups, FAST)
@@ -418,7 +418,7 @@ def test_loops_that_cannot_win_are_left_out() -> None:
 
 def test_every_level_has_loops_of_its_own() -> None:
     """Also those that this machine does not run: they are compiled, and not called."""
-    levels = {target: loops_of(target)._level for target in targets.CPU_TARGETS}
+    levels = {target: loops_of(target)._level for target in targets.of_architecture()}
     assert sorted(levels.values()) == list(range(len(levels)))
     found = limit.of("cuda")
     assert found == Skipped("unsupported", "relu_ops has no loops for cuda")
@@ -437,10 +437,12 @@ def another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 def test_a_build_without_loops_has_no_limit(
     another_place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = runner.plan([cases.find("relu")], sizes=[16], names=["relu_ops"], modes=["warm", "cold"])
+    plan = planning.plan(
+        [cases.find("relu")], sizes=[16], names=["relu_ops"], modes=["warm", "cold"]
+    )
     command.say_what_is_missing(plan * 2)
     reason = f"this build of relu_ops came without its loops ({another_place})"
-    hint = "install a wheel of relu_ops for x86-64, or build it there"
+    hint = "install a wheel of relu_ops, or build it there"
     said = f"bench: the machine's limit is left out: {reason}\nhint: {hint}\n"
     assert capsys.readouterr() == ("", said)
     found = runner.measure(plan, FAST)
@@ -459,21 +461,24 @@ def test_loops_that_cannot_be_loaded_are_no_limit(another_place: Path) -> None:
 # ---------------------------------------------------------------- the runner
 
 
-FAST = runner.Settings(threads=2, rounds=3, sample_seconds=1e-5)
+FAST = planning.Settings(threads=2, rounds=3, sample_seconds=1e-5)
 
 
 def test_a_row_stands_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was computed, on what shape, whether it is right, how near to the limit, by what."""
     monkeypatch.setattr(environment, "commit", lambda: "abc")
     case = cases.find("scale_bias_leaky_relu")
-    found = runner.measure(runner.plan([case], sizes=[1024], names=["relu_ops", "numpy"]), FAST)
+    found = runner.measure(planning.plan([case], sizes=[1024], names=["relu_ops", "numpy"]), FAST)
     best = record.limit_of(found.timings)
     assert best is not None and best.verified == ""
     assert {row.shape for row in found.timings} == {(2, 512)}
     assert {row.limit_seconds for row in found.timings} == {record.rounded([best.median])[0]}
     assert {row.commit for row in found.timings} == {"abc"}
     said = {row.contestant: row.verified for row in found.timings if not row.is_limit}
-    assert said == {"relu_ops": "bit for bit", "numpy": "bit for bit"}
+    assert said == dict.fromkeys(("relu_ops", "numpy"), "bit for bit with the NumPy reference")
+    assert {row.machine for row in found.timings} == {
+        f"{targets.this_machine().cpu}, 2 threads, relu_ops {__version__}"
+    }
     lines = tables.render(found).splitlines()
     assert f"{'shape':<22}{'2x512':>13}" in lines
     assert lines[-1] == "verified on these arrays against the NumPy reference: 2 of 2 equal it"
@@ -485,17 +490,20 @@ def test_a_row_says_how_a_peer_differs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("relu_ops.bench.peers.numpy.prepare", without_signs)
     monkeypatch.setattr(cases, "ordinary_inputs", lambda *_: [np.full(64, -0.0, np.float32)])
-    groups = runner.plan([cases.find("relu")], sizes=[64], names=["relu_ops", "numpy"])
+    groups = planning.plan([cases.find("relu")], sizes=[64], names=["relu_ops", "numpy"])
     found = runner.measure(groups, FAST)
     said = {row.contestant: row.verified for row in found.timings if not row.is_limit}
-    assert said == {"relu_ops": "bit for bit", "numpy": "64 zero sign"}
+    assert said == {
+        "relu_ops": "bit for bit with the NumPy reference",
+        "numpy": "differs from the NumPy reference: 64 zero sign",
+    }
     text = "verified on these arrays against the NumPy reference: 1 of 2 equal it"
     assert text in tables.render(found)
 
 
 def test_a_measurement_in_every_mode() -> None:
     names = ["relu_ops", "relu_ops_new", "numpy", "onnxruntime", "onnxruntime_run"]
-    groups = runner.plan(
+    groups = planning.plan(
         [cases.find("relu"), cases.find("scale_bias_leaky_relu")],
         sizes=[16, 40_960],
         modes=record.MODES,
@@ -530,18 +538,18 @@ def test_a_measurement_in_every_mode() -> None:
 
 def test_plans() -> None:
     relu = cases.find("relu")
-    (one,) = runner.plan([relu], sizes=[16])
+    (one,) = planning.plan([relu], sizes=[16])
     assert one.peers == tuple(CPU_PEERS) and (one.dtype, one.target) == ("float32", NATIVE)
     levels = environment.machine()["levels"][::-1]
-    groups = runner.plan([relu], levels, [16])
+    groups = planning.plan([relu], levels, [16])
     assert [g.target for g in groups] == levels
     assert all(
         set(g.peers) == {"relu_ops", "relu_ops_out", "relu_ops_new", "tvm"} for g in groups[1:]
     )
     with pytest.raises(errors.ArgumentError, match=r"no case has such a dtype \(relu: float32, "):
-        runner.plan([relu], dtypes=["uint8"])
+        planning.plan([relu], dtypes=["uint8"])
     with pytest.raises(errors.TargetError, match="x86-64-v9"):
-        runner.plan([relu], ["x86-64-v9"])
+        planning.plan([relu], ["x86-64-v9"])
 
 
 @pytest.mark.parametrize("target", ["cuda", "cuda-sm_90"])
@@ -550,7 +558,7 @@ def test_no_device_is_measured_where_there_is_none(
 ) -> None:
     monkeypatch.setattr(driver, "probe", lambda: driver.Probe(None, "there is no driver", ()))
     with pytest.raises(errors.TargetError) as refusal:
-        runner.plan([cases.find("relu")], ["native", target])
+        planning.plan([cases.find("relu")], ["native", target])
     message = f"bench: target {target} cannot be measured: there is no driver"
     assert refusal.value.message == message
     assert refusal.value.hint == f"measure for {', '.join(targets.runnable())}"
@@ -559,7 +567,7 @@ def test_no_device_is_measured_where_there_is_none(
 def test_a_device_is_measured_against_its_own_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     found = driver.Probe((13, 0), None, (driver.Gpu("GPU", 90),))
     monkeypatch.setattr(driver, "probe", lambda: found)
-    (group,) = runner.plan([cases.find("relu")], ["cuda"], [16])
+    (group,) = planning.plan([cases.find("relu")], ["cuda"], [16])
     assert group.target == "cuda"
     assert set(group.peers) == {p.name for p in peers.PEERS.values() if p.device == "cuda"}
 
@@ -568,20 +576,21 @@ def test_a_level_that_cannot_run_here_is_refused(monkeypatch: pytest.MonkeyPatch
     plain = targets.Machine("x86_64", flags=frozenset(targets.TARGETS["x86-64-v2"].flags))
     monkeypatch.setattr(targets, "this_machine", lambda: plain)
     with pytest.raises(errors.TargetError, match=r"^x86-64-v3 cannot run .*: .*avx2"):
-        runner.plan([cases.find("relu")], ["x86-64-v3"])
+        planning.plan([cases.find("relu")], ["x86-64-v3"])
 
 
 def test_every_operator_of_a_bundle_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "two.bundle"
     models = {"first": graphs.leaky_relu(alpha=0.25), "second": graphs.add_relu()}
     compiler.build(models, ["x86-64-v2"], path)
-    planned, settings, make = command.groups(options(path=str(path), quick=True, size=[16]))
+    asked = command.asked(options(path=str(path), quick=True, size=[16]))
+    planned, settings = asked.groups, asked.settings
     assert [(g.case.name, g.case.graph, g.target) for g in planned] == [
         ("first", "leaky_relu", "x86-64-v2"),
         ("second", "add_relu", "x86-64-v2"),
     ]
     only_ours = [replace(group, peers=("relu_ops", "numpy")) for group in planned]
-    found = runner.measure(only_ours, settings, make)
+    found = runner.measure(only_ours, settings, command.maker(asked.bundle))
     assert {(t.case, t.contestant) for t in found.timings if not t.is_limit} == {
         (name, who) for name in models for who in ("relu_ops", "numpy")
     }
@@ -598,15 +607,16 @@ def test_every_operator_of_a_bundle_is_measured(tmp_path: Path) -> None:
 
 
 def test_the_quick_plan_and_the_committed_plan_end_in_time() -> None:
-    groups, settings, _ = command.groups(options(quick=True))
+    asked = command.asked(options(quick=True))
+    groups, settings = asked.groups, asked.settings
     assert len(groups) == 16
-    assert sum(runner.estimated_seconds(g, settings) for g in groups) < 100
+    assert sum(planning.estimated_seconds(g, settings) for g in groups) < 100
     everything = command.committed()
     assert {(g.case.name, g.dtype) for g in everything} == set(CELLS)
-    assert {g.elements for g in everything if g.case.name == "relu6"} == set(runner.ALL_SIZES)
+    assert {g.elements for g in everything if g.case.name == "relu6"} == set(planning.ALL_SIZES)
     assert {m for g in everything for m in g.modes} == set(record.MODES)
     assert {g.target for g in everything} == set(environment.machine()["levels"])
-    seconds = sum(runner.estimated_seconds(g, runner.Settings()) for g in everything)
+    seconds = sum(planning.estimated_seconds(g, planning.Settings()) for g in everything)
     assert seconds + process.ESTIMATED_SECONDS < 25 * 60
 
 
@@ -617,11 +627,11 @@ def options(**changes: Any) -> argparse.Namespace:
 
 def test_options_that_do_not_go_together() -> None:
     with pytest.raises(errors.ArgumentError, match=r"m\.onnx was named as well"):
-        command.groups(options(path="m.onnx", graph=["relu"]))
+        command.asked(options(path="m.onnx", graph=["relu"]))
     with pytest.raises(errors.ArgumentError, match="peer must be one of"):
-        command.groups(options(peer=["tensorflow"]))
+        command.asked(options(peer=["tensorflow"]))
     with pytest.raises(errors.ArgumentError, match="size must be at least 1"):
-        command.groups(options(size=[0]))
+        command.asked(options(size=[0]))
 
 
 # ---------------------------------------------------------------- records
@@ -842,7 +852,11 @@ def test_publishing_replaces_all_that_belongs_to_a_record(tmp_path: Path) -> Non
     stale = tmp_path / "docs" / "mine" / "stale.png"
     stale.parent.mkdir(parents=True)
     stale.touch()
-    written = command.publish(full_record(), tmp_path / "docs", "mine", readme)
+    machine = full_record().machine | {"host": "secret", "on": "alias"}
+    named = msgspec.structs.replace(full_record(), machine=machine)
+    written = command.publish(named, tmp_path / "docs", "mine", readme)
+    text = written[0].read_text()
+    assert "secret" not in text and "alias" not in text and "Made Up" in text
     assert not stale.exists() and written[-1] == readme
     assert "<!-- benchmark-table: docs/mine.json -->" in readme.read_text()
     assert "| `relu(x)` | 2.00 us" in readme.read_text()

@@ -24,6 +24,7 @@ from relu_ops import cache, cli, compiler, graphs, targets
 from relu_ops.bench import tables
 from relu_ops.bundle import manifest
 from relu_ops.bundle import store as bundle
+from relu_ops.command import verbs
 from relu_ops.native import _python as native
 from relu_ops.targets import CPU_TARGETS
 
@@ -247,7 +248,7 @@ def test_not_enough_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def exhaust(_: Any) -> int:
         raise MemoryError("Unable to allocate 3.47 EiB")
 
-    monkeypatch.setitem(cli._VERBS, "doctor", (exhaust, "", ()))
+    monkeypatch.setitem(cli.VERBS, "doctor", (exhaust, "", ()))
     message = "relu-ops: there is not enough memory: Unable to allocate 3.47 EiB\n"
     assert run("doctor") == (2, "", message)
 
@@ -256,7 +257,7 @@ def test_an_interrupt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._VERBS, "doctor", (interrupt, "", ()))
+    monkeypatch.setitem(cli.VERBS, "doctor", (interrupt, "", ()))
     assert run("doctor") == (130, "", "relu-ops: interrupted\n")
 
 
@@ -302,7 +303,7 @@ def test_build(run: Run, models: Path, tmp_path: Path) -> None:
     code, out, err = run("build", models / "leaky.onnx", *arguments, "--output", path)
     found = bundle.read(path)
     assert (code, out) == (0, f"{found.digest}\n")
-    assert err == f"{path}: built for x86-64-v2, x86-64-v3, x86-64-v4\n"
+    assert err == f"{path}: built for {', '.join(CPU_TARGETS)}\n"
     assert found.manifest.targets == CPU_TARGETS
 
 
@@ -360,7 +361,7 @@ def test_build_refuses(run: Run, models: Path, tmp_path: Path) -> None:
         2,
         "",
         "relu-ops: target 'x86-64-v9' is not known\n"
-        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN\n",
+        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, aarch64, cuda, native, cuda-sm_NN\n",
     )
     assert run("build", model, "--output", tmp_path) == (
         2,
@@ -672,7 +673,7 @@ def test_bench_of_a_model(run: Run, models: Path) -> None:
 
 @pytest.mark.parametrize(("text", "elements"), [("16", 16), ("64k", 65536), ("3M", 3 << 20)])
 def test_sizes_can_be_written_as_the_tables_do(text: str, elements: int) -> None:
-    assert cli._count(text) == elements
+    assert verbs._count(text) == elements
     assert text == tables.count(elements)
 
 

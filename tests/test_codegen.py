@@ -12,15 +12,18 @@ import capstone
 import pytest
 
 from relu_ops import graphs, targets
-from relu_ops.compiler import codegen, disassembly, frontend, image, layout
-from relu_ops.compiler.x86 import schedule as schedule_x86
+from relu_ops.compiler import backends, frontend, image, layout
+from relu_ops.compiler.cpu import codegen, disassembly
+from relu_ops.compiler.cpu.backend import CpuBackend
+from relu_ops.compiler.cpu.schedule import Kernel
 from relu_ops.contract import ir
 from relu_ops.errors import BuildError
 
-LEVELS = targets.CPU_TARGETS
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+ARM = "aarch64"
 REGISTERS = {"x86-64-v2": "xmm", "x86-64-v3": "ymm", "x86-64-v4": "zmm"}
 ENOUGH = REGISTERS | {"x86-64-v4": "ymm"}
-"""Where memory decides: see compiler/x86/schedule.py."""
+"""Where memory decides: see compiler/cpu/schedule.py."""
 
 SAMPLE = [
     *((name, "x86-64-v3") for name in graphs.MODELS),
@@ -28,8 +31,9 @@ SAMPLE = [
         ("leaky_relu", "leaky_relu_bfloat16", "scale_bias_leaky_relu", "quantized_leaky_relu"),
         ("x86-64-v2", "x86-64-v4"),
     ),
+    *((name, ARM) for name in graphs.MODELS),
 ]
-ALL = list(itertools.product(graphs.MODELS, LEVELS))
+ALL = list(itertools.product(graphs.MODELS, (*LEVELS, ARM)))
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,21 @@ class Instruction:
 def code_of(graph: ir.Graph, target: str) -> dict[str, list[Instruction]]:
     """The instructions of each function of what ships."""
     content = image.build([("op", graph)], targets.parse(target))
+    decoder = disassembly._dialect(content).decoder()
     return {
-        function.name.removeprefix("op::"): decoded(function)
+        function.name.removeprefix("op::"): decoded(function, decoder)
         for function in disassembly.functions(content, "op")
     }
 
 
-def decoded(function: disassembly.Function) -> list[Instruction]:
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    decoder.syntax = capstone.CS_OPT_SYNTAX_ATT
+def schedule(graph: ir.Graph, name: str) -> list[Kernel]:
+    target = targets.parse(name)
+    backend = backends.of(target)
+    assert isinstance(backend, CpuBackend)
+    return backend.schedule(graph, target)
+
+
+def decoded(function: disassembly.Function, decoder: capstone.Cs) -> list[Instruction]:
     found = [
         Instruction(one.address, one.size, one.mnemonic, one.op_str, bytes(one.bytes))
         for one in decoder.disasm(function.code, function.at)
@@ -72,6 +82,16 @@ def of_model(name: str, target: str) -> dict[str, list[Instruction]]:
 @functools.cache
 def of_graph(name: str, target: str, **arguments: object) -> dict[str, list[Instruction]]:
     return code_of(frontend.import_model(graphs.GRAPHS[name](**arguments)), target)
+
+
+_JUMPS = re.compile(r"j\w+|b(?:\.\w+)?|cbn?z|tbn?z")
+
+
+def jump_of(instruction: Instruction) -> int | None:
+    """Where an instruction jumps to."""
+    if not _JUMPS.fullmatch(instruction.name):
+        return None
+    return int(instruction.operands.rpartition("0x")[2], 16)
 
 
 def texts(functions: dict[str, list[Instruction]]) -> list[str]:
@@ -120,7 +140,7 @@ def test_relu_of_narrow_floats_converts_nothing() -> None:
 def test_one_graph_is_one_pass() -> None:
     """Every input is loaded once and every output stored once per vector: no intermediate."""
     graph = frontend.import_model(graphs.scale_bias_leaky_relu(alpha=0.1))
-    kernel = schedule_x86.schedule(graph, targets.parse("x86-64-v4"))[0]
+    kernel = schedule(graph, "x86-64-v4")[0]
     assert len(kernel.patterns) == len(graph.inputs) + len(graph.outputs)
 
 
@@ -137,8 +157,16 @@ BEYOND = {
         rf"(?:{_FLOAT16}|vpdp\w+|vpopcnt\w+|vp(?:compress|expand)[bw]|vpsh[lr]d\w+|vperm(?:i2|t2)?b|"
         r"vpshufbitqmb|vpmadd52\w+|vgf2\w+|vaes\w+|vpclmul\w+|t(?:ile|dp)\w+)"
     ),
+    ARM: re.compile(
+        # Of 16-bit floats ARMv8-A has conversions alone; no SVE, no single-instruction atomics.
+        r"(?!fcvt(?:l2?|n2?)? )f\w+ .*(?:\.[48]h|\bh\d+).*|.*\b[zp]\d+[./].*|"
+        r"bf(?:cvt|dot|mmla|mlal)\w* .*|"
+        r"(?:us|su|[us])(?:dot|mmla) .*|sqrdml[as]h .*|fjcvtzs .*|fmls?l[bt2]? .*|fc(?:mla|add) .*|"
+        r"(?:ld(?:add|set|clr|eor|smax|smin|umax|umin)|cas|swp|ldapr|crc32|aes|sha)\w* .*"
+    ),
 }
-"""Instructions that are beyond a level: for v4, those of processors that are newer than it."""
+"""Instructions that are beyond a level: for v4, those of processors that are newer than it. For
+aarch64 with their operands."""
 
 EVEX = 0x62
 """How every instruction with a 512-bit, a mask or an upper register begins."""
@@ -147,8 +175,9 @@ EVEX = 0x62
 def beyond(functions: dict[str, list[Instruction]], target: str) -> list[str]:
     """What a level has not."""
     every = [one for function in functions.values() for one in function]
-    found = [str(i) for i in every if BEYOND[target].fullmatch(i.name)]
-    if target != "x86-64-v4":
+    shown = str if target == ARM else lambda one: one.name
+    found = [str(i) for i in every if BEYOND[target].fullmatch(shown(i))]
+    if target not in ("x86-64-v4", ARM):
         found += [str(i) for i in every if i.content[0] == EVEX]
         found += [str(i) for i in every if "zmm" in i.operands]
     return found
@@ -171,15 +200,15 @@ def test_what_is_beyond_would_be_found() -> None:
         assert len(found) > 10, (low, high)
 
 
-FUSED = re.compile(r"vf(?:n)?m(?:add|sub)\w+")
+FUSED = re.compile(r"vfn?m(?:add|sub)\w+|fn?m(?:add|sub)|fml[as]\w*")
 
 
-@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", ARM])
 @pytest.mark.parametrize("graph", ["scale_bias_relu", "scale_bias_leaky_relu"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_no_product_is_fused_with_a_sum(graph: str, target: str, dtype: str) -> None:
     names = {one.partition(" ")[0] for one in texts(of_graph(graph, target, dtype=dtype))}
-    assert any(name.startswith("vmul") for name in names)
+    assert any(name.startswith(("vmul", "fmul")) for name in names)
     assert not [name for name in names if FUSED.fullmatch(name)]
 
 
@@ -188,7 +217,8 @@ def test_nothing_is_fused_in_any_model(name: str, target: str) -> None:
     assert not [i for i in texts(of_model(name, target)) if FUSED.match(i)]
 
 
-def test_a_fused_product_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("target", ["x86-64-v3", ARM])
+def test_a_fused_product_would_be_found(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the fence behind a product, LLVM does it."""
     from tvm import tirx
 
@@ -196,7 +226,7 @@ def test_a_fused_product_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(Emitter, "product", lambda self, dtype, a, b: tirx.Mul(a, b))
     graph = frontend.import_model(graphs.scale_bias_relu(channels=8))
-    assert any(FUSED.match(one) for one in texts(code_of(graph, "x86-64-v3")))
+    assert any(FUSED.match(one) for one in texts(code_of(graph, target)))
 
 
 @pytest.mark.parametrize(("name", "target"), SAMPLE)
@@ -204,9 +234,9 @@ def test_no_kernel_calls_anything(name: str, target: str) -> None:
     """Neither another function nor the system; and it returns."""
     for function in of_model(name, target).values():
         names = [one.name for one in function]
-        assert not {"callq", "call", "syscall", "int"} & set(names)
-        assert "retq" in names
-        jumps = {int(i.operands, 16) for i in function if i.name.startswith("j")}
+        assert not {"callq", "call", "syscall", "int", "bl", "blr", "br", "svc"} & set(names)
+        assert {"retq", "ret"} & set(names)
+        jumps = {jump_of(one) for one in function} - {None}
         assert jumps <= {one.at for one in function}
 
 
@@ -216,10 +246,9 @@ def test_no_kernel_calls_anything(name: str, target: str) -> None:
 def short_loops(function: list[Instruction]) -> Iterator[tuple[int, int]]:
     """Where loops begin and end that fit into a line of the instruction cache."""
     for one in function:
-        if one.name.startswith("j"):
-            begin, end = int(one.operands, 16), one.at + one.size
-            if begin < one.at and end - begin <= layout.LINE:
-                yield begin, end
+        begin, end = jump_of(one), one.at + one.size
+        if begin is not None and begin < one.at and end - begin <= layout.LINE:
+            yield begin, end
 
 
 def crossing(functions: dict[str, list[Instruction]]) -> list[str]:
@@ -243,7 +272,7 @@ def test_no_short_loop_of_any_model_lies_across_two_lines(name: str, target: str
     assert crossing(of_model(name, target)) == []
 
 
-@pytest.mark.parametrize("target", LEVELS)
+@pytest.mark.parametrize("target", [*LEVELS, ARM])
 @pytest.mark.parametrize("graph", ["relu", "leaky_relu", "relu6"])
 def test_there_are_short_loops_to_look_at(graph: str, target: str) -> None:
     code = of_graph(graph, target)
@@ -303,11 +332,11 @@ def test_no_streaming_store_is_narrower_than_the_narrowest_one() -> None:
         opset_imports=[helper.make_opsetid("", 18)],
     )
     kernels = {
-        level: schedule_x86.schedule(frontend.import_model(model), targets.parse(level))[0]
-        for level in REGISTERS
+        level: schedule(frontend.import_model(model), level)[0] for level in (*REGISTERS, ARM)
     }
     assert {level: kernel.stream is None for level, kernel in kernels.items()} == {
         "x86-64-v2": True,
         "x86-64-v3": False,
         "x86-64-v4": False,
+        "aarch64": True,
     }

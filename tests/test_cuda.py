@@ -227,7 +227,7 @@ def test_constants_of_float64_keep_their_bits() -> None:
         [numpy_helper.from_array(tiny, "c")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    text = codegen_cuda.sources(frontend.import_model(model), targets.parse("cuda")).cuda
+    text = codegen_cuda.sources(frontend.import_model(model)).cuda
     assert f"__longlong_as_double((int64_t){tiny.view(np.int64)})" in text
 
 
@@ -273,7 +273,7 @@ def test_the_fat_target_says_each_code() -> None:
 def test_nothing_of_nvidia_stands_in_a_bundle_for_cpus() -> None:
     """Nor in its cache key: who has no compiler of NVIDIA's needs none."""
     assert not [name for name in toolchain.producer() if name.startswith("nvidia")]
-    assert toolchain.producer(["cuda"]).keys() > toolchain.producer(["cpu"]).keys()
+    assert toolchain.producer([targets.parse("cuda")]).keys() > toolchain.producer().keys()
 
 
 ELSEWHERE = """

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from relu_ops import graphs, targets
-from relu_ops.compiler import disassembly, frontend, image
+from relu_ops.compiler import frontend, image
+from relu_ops.compiler.cpu import disassembly
 from relu_ops.errors import ArgumentError, MissingDependencyError
 
 
@@ -63,6 +64,17 @@ def test_what_an_instruction_reads_stands_beside_it(two: bytes) -> None:
     assert two[at : at + 4] == bytes.fromhex("9a99993e")  # 0.3
 
 
+def test_code_of_aarch64_is_shown() -> None:
+    made = [("op", frontend.import_model(graphs.leaky_relu(alpha=0.3)))]
+    content = image.build(made, targets.parse("aarch64"))
+    function, *_ = disassembly.disassembly(content, "op").split("\n\n")
+    title, *rows = function.splitlines()
+    assert title == "op::tile_0:  # contiguous, contiguous"
+    assert not [row for row in rows if not re.fullmatch(r" +[0-9a-f]+:\t\S.*", row)]
+    names = {row.split("\t")[1] for row in rows}
+    assert {"fmul", "ret"} <= names and not {"nop", ".byte", ".inst"} & names
+
+
 def test_every_byte_of_the_code_is_shown(two: bytes) -> None:
     """Of all operators together: each function reaches to the next one."""
     functions = [f for name in ("first", "second") for f in disassembly.functions(two, name)]
@@ -80,15 +92,19 @@ def test_operators_that_share_code_show_it_each() -> None:
     assert one != other and one.replace("a::tile", "b::tile") == other
 
 
+OBJDUMPS = {"aarch64": ("aarch64-linux-gnu-objdump", "aarch64")}
+
+
 @pytest.mark.parametrize("target", targets.CPU_TARGETS)
 def test_binutils_reads_the_same(target: str, tmp_path: Path) -> None:
-    if not shutil.which("objdump"):
-        pytest.skip("there is no objdump to compare with")
+    tool, machine = OBJDUMPS.get(target, ("objdump", "i386:x86-64"))
+    if not shutil.which(tool):
+        pytest.skip(f"there is no {tool} to compare with")
     graph = frontend.import_model(graphs.leaky_relu(dtype="bfloat16"))
     content = image.build([("op", graph)], targets.parse(target))
     (tmp_path / "code").write_bytes(content)
     begin = f"--start-address={disassembly.functions(content, 'op')[0].at}"
-    command = ["objdump", "-D", "-b", "binary", "-m", "i386:x86-64", begin, str(tmp_path / "code")]
+    command = [tool, "-D", "-b", "binary", "-m", machine, begin, str(tmp_path / "code")]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     theirs = set(re.findall(r"^ +([0-9a-f]+):\t", listing, re.MULTILINE))
     ours = re.findall(r"^ +([0-9a-f]+):\t\w", disassembly.disassembly(content, "op"), re.MULTILINE)
@@ -121,7 +137,7 @@ def test_tvm_is_not_needed(two: bytes, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(('tvm', 'tvm_ffi', 'onnx', 'elftools')))\n"
-        "from relu_ops.compiler import disassembly\n"
+        "from relu_ops.compiler.cpu import disassembly\n"
         "print(len(disassembly.disassembly(open(sys.argv[1], 'rb').read(), 'first')))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "image")]

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +50,10 @@ def blocks_of(page: Path) -> list[Block]:
     name = str(page.relative_to(ROOT))
     found, start = [], None
     for number, line in enumerate(lines):
-        if start is None and line.removeprefix("```") in LANGUAGES:
+        if start is None and line.strip().removeprefix("```") in LANGUAGES:
             start = number
-        elif start is not None and line == "```":
-            commands = tuple(lines[start + 1 : number])
+        elif start is not None and line.strip() == "```":
+            commands = tuple(textwrap.dedent("\n".join(lines[start + 1 : number])).split("\n"))
             found.append(Block(name, start + 1, lines[start - 1].strip(), commands))
             start = None
     return found
@@ -76,7 +77,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(commands: list[str], folder: Path) -> None:
     path = f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path}
+    # Hosts of the documents are this machine: ssh is a program that stands in for it.
+    ssh = f"{sys.executable} {Path(__file__).with_name('stand_in_ssh.py')}"
+    environment = {**os.environ, "PATH": path, "RELU_OPS_SSH": ssh}
     environment.pop("PYTHONPATH", None)  # it would name this checkout
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(commands)],

@@ -19,7 +19,7 @@ import relu_ops
 from relu_ops import cli, graphs, targets
 from relu_ops.bundle import manifest as manifests
 from relu_ops.bundle import store as bundles
-from relu_ops.compiler.disassembly import functions
+from relu_ops.compiler.cpu.disassembly import functions
 from relu_ops.errors import (
     ArgumentError,
     BundleError,
@@ -432,6 +432,7 @@ targets it can be built for
   x86-64-v2  runs here
   x86-64-v3  runs here
   x86-64-v4  not here: the processor or its operating system lacks {", ".join(targets._V4)}
+  aarch64    not here: the processor is x86_64 (not aarch64)
 
 made by
   relu_ops"""
@@ -507,10 +508,10 @@ SIGNS = {
 
 
 def test_every_kind_has_its_sign() -> None:
-    assert set(SIGNS) == set(inspect.KINDS["cpu"])
+    assert set(SIGNS) == set(targets.X86.forms)
 
 
-@pytest.mark.parametrize("kind", inspect.KINDS["cpu"])
+@pytest.mark.parametrize("kind", targets.X86.forms)
 def test_sources_of_a_bundle_and_of_its_model_are_the_same(leaky: Path, kind: str) -> None:
     text = inspect.source(leaky, "x86-64-v3", kind)
     assert re.search(SIGNS[kind], text)
@@ -556,7 +557,7 @@ def test_the_assembly_is_the_target_s() -> None:
 def test_a_model_is_shown_for_a_target_that_the_bundle_lacks(tmp_path: Path) -> None:
     path = tmp_path / "a.bundle"
     relu_ops.build(graphs.relu(), ["x86-64-v2"], path)
-    for kind in inspect.KINDS["cpu"]:
+    for kind in targets.X86.forms:
         assert re.search(
             SIGNS[kind].replace("cmp", "(cmp|max)"), inspect.source(path, LEVELS[1], kind)
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import checkout
+import programs
 import pytest
 
 from relu_ops import compiler, graphs
@@ -21,8 +24,9 @@ INSPECT = "relu_ops.report.inspect"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The released wheel, made of the checkout's own files."""
+    """The released wheel, made of the checkout's own files as `scripts/release.py` does it."""
     source = checkout.copy_to(tmp_path_factory.mktemp("source") / "relu_ops")
+    programs.load("release").write_addresses(source, "https://code.example.org/relu_ops")
     folder = tmp_path_factory.mktemp("wheels")
     done = subprocess.run(
         [sys.executable, source / "scripts" / "build_wheel.py", folder],
@@ -55,15 +59,48 @@ def test_the_wheel_is_for_this_python_on_any_linux(wheel: Path) -> None:
     )
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    listed = zipfile.ZipFile(wheel).namelist()
-    names = [Path(name) for name in listed if not name.endswith("/")]
-    assert {name.parts[0].partition("-")[0] for name in names} == {"relu_ops"}
-    assert {name.suffix for name in names if name.parts[0] == "relu_ops"} == {
-        "", ".cmake", ".h", ".image", ".json", ".onnx", ".pc", ".py", ".pyi", ".so", ".typed",
-    }  # fmt: skip
-    libraries = sorted(name.name.partition(".")[0] for name in names if name.suffix == ".so")
-    assert libraries == ["_limit", "_python", "librelu_ops"]
+def test_the_wheel_holds_the_package_and_nothing_else(
+    wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exact list: scripts/build_wheel.py, which made this wheel, refuses any other."""
+    build_wheel = programs.load("build_wheel")
+    suffix = build_wheel.suffix_of(sys.executable)
+    version = sys.version_info
+    assert suffix.startswith(f".cpython-{version[0]}{version[1]}") and suffix.endswith(".so")
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if name[-1] != "/"}
+        archive.extractall(tmp_path / "installed")
+    bundle = tmp_path / "installed" / "relu_ops" / "standard.bundle"
+    assert build_wheel.holds_what_it_must(wheel, suffix, bundle)
+    less = {name: file for name, file in files.items() if name != "relu_ops/py.typed"}
+    for other, said in (
+        ({**files, "tests/x.py": b""}, "holds tests/x.py, which does not belong in it"),
+        (less, "lacks relu_ops/py.typed"),
+    ):
+        with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+            for name, content in other.items():
+                archive.writestr(name, content)
+        assert not build_wheel.holds_what_it_must(tmp_path / "x.whl", suffix, bundle)
+        assert capsys.readouterr().err == f"x.whl: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("twine check --strict", "PASSED"),
+        ("check_wheel_contents", "OK"),
+        ("auditwheel show", "TAG"),
+    ],
+)
+def test_those_who_know_wheels_find_nothing_wrong(wheel: Path, command: str, said: str) -> None:
+    """`said`: what stands in the answer where all is well; TAG is the platform in the name."""
+    module, *options = command.split()
+    pytest.importorskip(module, reason="needs pip install 'relu_ops[release]'")
+    done = subprocess.run(
+        [sys.executable, "-m", module, *options, wheel], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert said.replace("TAG", f'"{wheel.stem.rpartition("-")[2]}"') in done.stdout
 
 
 def test_the_standard_operators_are_in_it(environment: Path, tmp_path: Path) -> None:
@@ -105,6 +142,30 @@ def test_it_is_small(environment: Path) -> None:
         if file.is_file() and file.suffix != ".pyc"
     )
     assert 10**6 < size <= LIMIT
+
+
+def test_it_is_all_that_another_machine_needs(environment: Path, tmp_path: Path) -> None:
+    """`verify` and `bench` of this checkout, on a host that has the base install alone."""
+    path = tmp_path / "leaky"
+    compiler.build(graphs.leaky_relu(alpha=0.1), ["x86-64-v2"], path)
+    ssh = f"'{sys.executable}' '{Path(__file__).with_name('stand_in_ssh.py')}'"
+    there = ("--on", "plain", "--python", environment / "bin" / "python", "--json")
+    few = ("--size", "16", "--peer", "relu_ops", "--peer", "numpy", "--quick")
+    answers = []
+    for verb in (("verify", path, "--case", "0"), ("bench", path, *few)):
+        done = subprocess.run(
+            [sys.executable, "-m", "relu_ops", *verb, *there],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "RELU_OPS_SSH": ssh},
+        )
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout))
+    report, record = answers
+    assert report["ok"] and {row["referee"] for row in report["rows"]} > {"NumPy reference"}
+    timed = {t["contestant"] for t in record["timings"]}
+    assert timed >= {"relu_ops", "numpy", "limit: copy, 1 thread"}
+    assert record["machine"]["on"] == "plain" and set(record["software"]["packages"]) == {"numpy"}
 
 
 def test_it_runs_a_bundle(environment: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_the_loader_loads_it(bundle: Path, tmp_path: Path) -> None:
 def test_what_is_written(bundle: Path, tmp_path: Path) -> None:
     folder = ours.export(bundle, tmp_path, name="leaky-demo", version=3, license="mit")
     held = bundles.read(bundle)
-    assert sorted(path.name for path in (folder / "build").iterdir()) == sorted(ours.VARIANTS)
+    assert sorted(path.name for path in (folder / "build").iterdir()) == sorted(ours.variants(held))
     identifiers = set()
     for variant in (folder / "build").iterdir():
         metadata = json.loads((variant / "metadata.json").read_text())
@@ -67,9 +67,17 @@ def test_what_is_written(bundle: Path, tmp_path: Path) -> None:
     assert len(identifiers) == 2 and all(name.isidentifier() for name in identifiers)
 
 
+def test_each_processor_has_a_variant(tmp_path: Path) -> None:
+    made = compiler.make(graphs.relu(), ["aarch64", "x86-64-v3", "x86-64-v2"])
+    held = bundles.from_contents("both", made)
+    assert ours.variants(held) == (
+        *("torch-cpu", "tvm-ffi01-cpu-aarch64-linux", "tvm-ffi01-cpu-x86_64-linux"),
+    )
+
+
 def test_a_changed_file_is_refused(bundle: Path, tmp_path: Path) -> None:
     folder = ours.export(bundle, tmp_path, name="leaky-demo")
-    variant = folder / "build" / ours.VARIANTS[0]
+    variant = folder / "build" / "torch-cpu"
     other = tmp_path / "other.bundle"
     compiler.build(graphs.relu(), ["x86-64-v2"], other)
     held = variant / "operators.bundle"
@@ -85,7 +93,7 @@ def test_a_changed_file_is_refused(bundle: Path, tmp_path: Path) -> None:
 
 def test_without_relu_ops_the_import_says_what_to_install(bundle: Path, tmp_path: Path) -> None:
     folder = ours.export(bundle, tmp_path, name="leaky-demo")
-    module = folder / "build" / ours.VARIANTS[0] / "__init__.py"
+    module = folder / "build" / "torch-cpu" / "__init__.py"
     code = f"import sys; sys.modules['relu_ops'] = None; exec(open({str(module)!r}).read())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = "ImportError: this kernel is run by relu_ops: pip install relu_ops"

@@ -11,7 +11,9 @@ from cases import TARGETS, compiled, fresh, same_bits
 from onnx import TensorProto, helper
 
 from relu_ops import graphs
-from relu_ops.compiler import frontend, lookup
+from relu_ops.compiler import frontend
+from relu_ops.compiler.cpu import lookup
+from relu_ops.compiler.x86.lookup import slope_of
 from relu_ops.contract import ir, reference
 from relu_ops.report import inspect
 
@@ -146,7 +148,7 @@ HELD = SLOPES[:7]
 @pytest.mark.parametrize("slope", (*SLOPES, np.inf, np.nan))
 def test_which_slopes_have_a_table(slope: float) -> None:
     pattern = np.float32(slope).astype(ml_dtypes.bfloat16).view(np.uint16)
-    assert (lookup.slope_of(int(pattern)) is not None) == (slope in HELD)
+    assert (slope_of(int(pattern)) is not None) == (slope in HELD)
 
 
 @pytest.mark.parametrize("target", TARGETS)

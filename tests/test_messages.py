@@ -362,7 +362,7 @@ CALLS = {
     'load("ab", name="c")': "ArgumentError: ab: has no operator called c; it has a, b",
     'load("leaky", target="avx2")': (
         "TargetError: target 'avx2' is not known\n"
-        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
+        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, aarch64, cuda, native, cuda-sm_NN"
     ),
     'load("leaky", target="x86-64-v3")': (
         "TargetError: leaky: has no variant for x86-64-v3; it has:\n"
@@ -371,7 +371,7 @@ CALLS = {
     ),
     'load("leaky", target=3)': (
         "TargetError: target 3 is not known\n"
-        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
+        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, aarch64, cuda, native, cuda-sm_NN"
     ),
     'load("leaky", device="gpu")': (
         "ArgumentError: device must be 'cpu', 'cuda' or 'cuda:N' (not 'gpu')\n"
@@ -427,7 +427,7 @@ CALLS = {
     ),
     'compile("leaky.onnx", target="avx2")': (
         "TargetError: target 'avx2' is not known\n"
-        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
+        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, aarch64, cuda, native, cuda-sm_NN"
     ),
     'build("leaky.onnx", [], "made")': (
         "ArgumentError: targets must name at least one target\nhint: for example ['native']"
@@ -501,7 +501,7 @@ COMMANDS = {
     ),
     "build leaky.onnx --output made --target avx2": (
         "target 'avx2' is not known\n"
-        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
+        "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, aarch64, cuda, native, cuda-sm_NN"
     ),
     "build leaky.onnx add.onnx --output made --name a": (
         "build: --name must be given once for each model (2 models, 1 name)\n"
@@ -610,9 +610,21 @@ COMMANDS = {
         "bench: --show measures nothing, and path was given as well\n"
         "hint: leave out one or the other"
     ),
-    "bench --compare a.json b.json --plot p": (
-        "bench: --compare measures nothing, and --plot was given as well\n"
+    "bench --compare a.json b.json --record p": (
+        "bench: --compare measures nothing, and --record was given as well\n"
         "hint: leave out one or the other"
+    ),
+    "bench --compare a.json": (
+        "bench: --compare must be given at least 2 records (not 1)\n"
+        "hint: relu-ops bench --record FILE writes one"
+    ),
+    "verify leaky --python python3": (
+        "verify: --python says which Python of another machine runs, and --on names none\n"
+        "hint: give --on too, for example --on alpha, or leave it out"
+    ),
+    "bench leaky --on a,b": (
+        "--on must be a host as ssh knows it (not 'a,b')\n"
+        "hint: for example --on alpha or --on user@alpha.example; once for each host"
     ),
     "bench --record empty": (
         "empty: cannot be written: it is a directory\nhint: name a file, for example r.json"
@@ -655,7 +667,9 @@ USAGE = {
         "relu-ops bench: error: argument --mode: invalid choice: 'hot' (choose from 'warm', "
         "'cold', 'consume')"
     ),
-    "bench --compare x.npy": "relu-ops bench: error: argument --compare: expected 2 arguments",
+    "bench --compare": (
+        "relu-ops bench: error: argument --compare: expected at least one argument"
+    ),
     "plot leaky --output p.png --range a b": (
         "relu-ops plot: error: argument --range: invalid float value: 'a'"
     ),

@@ -11,8 +11,9 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from relu_ops import graphs, targets
-from relu_ops.compiler import codegen, frontend, objects
-from relu_ops.compiler.x86 import schedule as schedule_x86
+from relu_ops.compiler import frontend
+from relu_ops.compiler.cpu import codegen, objects
+from relu_ops.compiler.x86.backend import BACKEND as X86
 from relu_ops.errors import BuildError
 
 HINT = "\nhint: relu_ops knows what apache-tvm 0.27 makes of its kernels: install that version"
@@ -66,11 +67,11 @@ KERNELS = ("tile_0", "tile_0_stream", "tile_1")
 @pytest.fixture(scope="module")
 def whole() -> bytes:
     graph, target = frontend.import_model(graphs.leaky_relu()), targets.parse("x86-64-v3")
-    return codegen.object_code(schedule_x86.schedule(graph, target), target)
+    return codegen.object_code(X86.schedule(graph, target), X86.options(target))
 
 
 def read(content: bytes, kernels: tuple[str, ...] = KERNELS) -> objects.Code:
-    return objects.read(content, kernels, "leaky_relu for x86-64-v3")
+    return objects.read(content, kernels, "leaky_relu for x86-64-v3", X86.form)
 
 
 def test_what_an_object_gives(whole: bytes) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import children
 import numpy as np
 import onnx
 import pytest
@@ -584,3 +585,56 @@ def test_models_that_packages_ship(package: str, tmp_path: Path, greedy: None) -
         inputs = inputs_for(model)
         report = relu_ops.partition(model, tmp_path / f"p{number}", inputs=inputs)
         assert report.checked and all(group.taken or group.why for group in report.groups)
+
+
+WIDTH, LAYERS = 3072, 12
+WATCHED = """
+import sys, threading, time
+import onnxruntime, onnx, tvm, relu_ops
+from relu_ops.partitioning import rules
+rules.decide = lambda group, dims: (True, "a test wants it")
+def own():
+    line = next(x for x in open("/proc/self/status") if x.startswith("RssAnon"))
+    return int(line.split()[1]) << 10
+seen = [own()]
+def watch():
+    while True:
+        seen.append(own())
+        time.sleep(0.005)
+threading.Thread(target=watch, daemon=True).start()
+report = relu_ops.partition(sys.argv[1], sys.argv[2])
+print(len(report.taken), max(seen) - seen[0])
+"""
+
+
+def test_weights_outside_take_no_memory(tmp_path: Path) -> None:
+    """Of 432 MiB of weights, in a file of holes, one tensor at a time is held: 36 MiB."""
+    size = 4 * WIDTH * WIDTH
+    weights, nodes, x = [], [], "x"
+    for k in range(LAYERS):
+        weight = TensorProto(name=f"w{k}", data_type=TensorProto.FLOAT, dims=[WIDTH, WIDTH])
+        weight.data_location = TensorProto.EXTERNAL
+        place = {"location": "weights", "offset": str(k * size), "length": str(size)}
+        for key, value in place.items():
+            weight.external_data.add(key=key, value=value)
+        weights.append(weight)
+        nodes += [
+            helper.make_node("MatMul", [x, f"w{k}"], [f"m{k}"]),
+            helper.make_node("LeakyRelu", [f"m{k}"], [f"l{k}"], alpha=0.1),
+            helper.make_node("Mul", [f"l{k}", "scale"], [f"y{k}"]),
+        ]
+        x = f"y{k}"
+    weights.append(numpy_helper.from_array(random(WIDTH), "scale"))
+    ends = [helper.make_tensor_value_info(name, 1, ["rows", WIDTH]) for name in ("x", x)]
+    graph = helper.make_graph(nodes, "large", ends[:1], ends[1:], weights)
+    opset = helper.make_opsetid("", 17)
+    (tmp_path / "m.onnx").write_bytes(
+        helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString()
+    )
+    with (tmp_path / "weights").open("wb") as file:
+        file.truncate(LAYERS * size)
+    done = children.run(WATCHED, tmp_path / "m.onnx", tmp_path / "folder")
+    assert done.returncode == 0, done.stderr[-2000:]
+    taken, grown = map(int, done.stdout.split())
+    assert taken == LAYERS
+    assert grown < 2 * size

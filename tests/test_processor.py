@@ -12,12 +12,12 @@ import pytest
 import tvm_ffi
 
 from relu_ops.native import _python as native
-from relu_ops.targets import CPU_TARGETS, TARGETS
+from relu_ops.targets import TARGETS, of_architecture
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the features are x86-64's")
 
 ROOT = Path(__file__).parents[1]
-REQUIRED = {flag for name in CPU_TARGETS for flag in TARGETS[name].flags}
+REQUIRED = {flag for name in of_architecture() for flag in TARGETS[name].flags}
 WITH_AVX = {"avx", "avx2", "f16c", "fma"}
 WITH_AVX512 = {flag for flag in REQUIRED if flag.startswith("avx512")}
 

@@ -15,7 +15,7 @@ from cases import NEVER, TARGETS, same_bits, settings
 
 from relu_ops import compiler, graphs, targets
 from relu_ops.bundle import store as bundle
-from relu_ops.compiler import disassembly
+from relu_ops.compiler.cpu import disassembly
 from relu_ops.contract.semantics import DTYPES
 from relu_ops.native import _python as native
 from relu_ops.runtime.operator import Operator
@@ -67,10 +67,12 @@ def test_streaming_kernels_alone_hold_streaming_stores(name: str, target: str) -
     text = disassembly.disassembly(image, operator)
     kernels = dict(re.findall(r"^(\S+):  # .*\n((?:(?!\S+:  #).*\n?)*)", text, re.MULTILINE))
     assert len(kernels) == len(disassembly.functions(image, operator))
-    found = {kernel for kernel, lines in kernels.items() if re.search(r"\bv?movnt", lines)}
+    found = {kernel for kernel, lines in kernels.items() if re.search(r"\b(?:v?movnt|stnp)", lines)}
     assert found == {kernel for kernel in kernels if kernel.endswith("_stream")}
-    # That one computes element by element: x86-64-v2 does not know the type.
-    assert bool(found) != ((name, target) == ("leaky_relu_float16", "x86-64-v2"))
+    # x86-64-v2 does not know the type and computes element by element; eight are half of what
+    # AArch64 stores past the cache.
+    narrow = [("leaky_relu_float16", each) for each in ("x86-64-v2", "aarch64")]
+    assert bool(found) != ((name, target) in narrow)
 
 
 # ---------------------------------------------------------------- what runs

@@ -14,7 +14,7 @@ import pytest
 
 from relu_ops import compiler, graphs, targets
 from relu_ops.bundle import store as bundle
-from relu_ops.compiler.disassembly import disassembly
+from relu_ops.compiler.cpu.disassembly import disassembly
 from relu_ops.targets import CPU_TARGETS
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def test_no_instruction_beyond_the_level(name: str, level: str) -> None:
 
 def test_the_check_of_instructions_can_fail() -> None:
     """The images of the levels above hold what a lower one must not."""
-    v3, v4 = (instructions(image_of(graphs.leaky_relu(alpha=0.1), x)) for x in CPU_TARGETS[1:])
+    v3, v4 = (instructions(image_of(graphs.leaky_relu(alpha=0.1), x)) for x in CPU_TARGETS[1:3])
     assert any("%ymm" in one for one in beyond("x86-64-v2", v3))
     assert any("{%k" in one for one in beyond("x86-64-v3", v4))
     for mnemonic in ("vmovss", "andn", "shlx", "lzcnt", "vfmadd213ss", "aesenc", "vaesenc"):

@@ -22,7 +22,8 @@ from relu_ops.runtime import dispatch
 from relu_ops.targets import CPU_TARGETS, TARGETS, Machine
 
 ARCHITECTURES = ("cuda-sm_75", "cuda-sm_80", "cuda-sm_90", "cuda-sm_100", "cuda-sm_120")
-KNOWN = "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, cuda, native, cuda-sm_NN"
+KNOWN = "hint: known targets: x86-64-v2, x86-64-v3, x86-64-v4, aarch64, cuda, native, cuda-sm_NN"
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
 
 
 def machine(*levels: str, without: tuple[str, ...] = ()) -> Machine:
@@ -32,7 +33,9 @@ def machine(*levels: str, without: tuple[str, ...] = ()) -> Machine:
 
 
 OLD = Machine("x86_64", "made up", frozenset({"pni"}))
-ARM = Machine("aarch64", "made up", frozenset({"asimd"}))
+ARM = Machine("aarch64", "made up", frozenset({"fp", "asimd"}))
+NO_X86 = "the processor is aarch64 (not x86_64)"
+NO_ARM = "the processor is x86_64 (not aarch64)"
 
 
 def refused(message: str, call: Callable[[], Any]) -> None:
@@ -56,7 +59,7 @@ def test_names_go_round(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_one_architecture(name: str) -> None:
     assert targets.parse(name).architectures == (int(name.rpartition("_")[2]),)
-    assert targets.parse(name).kind == "cuda"
+    assert targets.parse(name).backend is targets.CUDA
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_what_is_no_name_is_refused(name: Any) -> None:
 
 
 def test_each_level_is_on_top_of_the_one_before() -> None:
-    levels = [TARGETS[name] for name in CPU_TARGETS]
+    levels = [TARGETS[name] for name in LEVELS]
     for lower, higher in itertools.pairwise(levels):
         assert set(lower.flags) < set(higher.flags)
         assert lower.vector_bytes < higher.vector_bytes
@@ -100,15 +103,15 @@ def test_each_level_is_on_top_of_the_one_before() -> None:
 # ---------------------------------------------------------------- machines
 
 
-@pytest.mark.parametrize("level", CPU_TARGETS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_native_is_the_highest_level_that_runs(level: str) -> None:
     assert targets.native(machine(level)).name == level
     assert targets.resolve("native", machine(level)).name == level
 
 
-@pytest.mark.parametrize("level", CPU_TARGETS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_one_missing_flag_rules_a_level_out(level: str) -> None:
-    lower = TARGETS[CPU_TARGETS[CPU_TARGETS.index(level) - 1]] if level != CPU_TARGETS[0] else None
+    lower = TARGETS[LEVELS[LEVELS.index(level) - 1]] if level != LEVELS[0] else None
     own = set(TARGETS[level].flags) - set(lower.flags if lower else ())
     assert own
     for flag in own:
@@ -130,7 +133,8 @@ def test_a_higher_level_does_not_stand_in_for_a_lower_flag() -> None:
         f"{NO_TARGET}"
         "  x86-64-v2: the processor or its operating system lacks sse4_2\n"
         "  x86-64-v3: the processor or its operating system lacks sse4_2\n"
-        f"  x86-64-v4: the processor or its operating system lacks sse4_2{ELSEWHERE}",
+        "  x86-64-v4: the processor or its operating system lacks sse4_2\n"
+        f"  aarch64: {NO_ARM}{ELSEWHERE}",
         lambda: targets.native(odd),
     )
 
@@ -149,11 +153,32 @@ def test_what_runs_can_be_checked() -> None:
 
 
 def test_another_architecture() -> None:
-    for name in CPU_TARGETS:
-        reason = targets.why_not(TARGETS[name], ARM)
-        assert reason == "the processor is aarch64 (not x86_64)"
-    with pytest.raises(TargetError, match=r"x86-64-v2: the processor is aarch64 \(not x86_64\)"):
-        targets.native(ARM)
+    assert [targets.why_not(TARGETS[name], ARM) for name in LEVELS] == [NO_X86] * 3
+    assert targets.why_not(TARGETS["aarch64"], machine("x86-64-v4")) == NO_ARM
+    assert targets.native(ARM) == targets.resolve("native", ARM) == TARGETS["aarch64"]
+    assert targets.runnable(ARM) == targets.of_architecture(ARM) == ("aarch64",)
+    assert targets.of_architecture(machine("x86-64-v2")) == LEVELS
+    assert targets.of_architecture(Machine("riscv64")) == CPU_TARGETS
+    assert targets.why(TARGETS["aarch64"], "native", ARM) == "the best for made up"
+
+
+def test_an_arm_without_vectors() -> None:
+    bare = Machine("aarch64", "made up", frozenset({"fp"}))
+    refused(
+        f"{NO_TARGET}  x86-64-v2: {NO_X86}\n  x86-64-v3: {NO_X86}\n  x86-64-v4: {NO_X86}\n"
+        f"  aarch64: the processor or its operating system lacks asimd{ELSEWHERE}",
+        lambda: targets.native(bare),
+    )
+
+
+def test_a_processor_of_arm_is_named_by_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no name in /proc/cpuinfo; the first processor's numbers are taken."""
+    core = "CPU implementer\t: 0x41\nCPU part\t: {}\n\n"
+    (tmp_path / "cpuinfo").write_text("".join(core.format(part) for part in ("0xd40", "0xd05")))
+    monkeypatch.setattr(targets, "Path", lambda _: tmp_path / "cpuinfo")
+    assert targets._model_name() == "implementer 0x41, part 0xd40"
 
 
 def test_what_is_not_there_is_absent() -> None:
@@ -172,7 +197,7 @@ def test_this_machine_is_probed() -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="another processor has other features")
 def test_the_processor_and_linux_say_the_same() -> None:
     """Of what a target may require: Linux lists a feature where it saves the registers for it."""
-    every = {flag for row in TARGETS.values() for flag in row.flags}
+    every = {flag for name in LEVELS for flag in TARGETS[name].flags}
     fields = dict(
         line.split("\t: ", 1)
         for line in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
@@ -212,18 +237,19 @@ def chosen(names: tuple[str, ...], machine: Machine) -> str:
 
 
 def test_the_best_image_is_chosen() -> None:
-    for level in CPU_TARGETS:
+    for level in LEVELS:
         assert chosen(CPU_TARGETS, machine(level)) == level
         assert chosen(CPU_TARGETS[::-1], machine(level)) == level
+    assert chosen(CPU_TARGETS, ARM) == chosen(CPU_TARGETS[::-1], ARM) == "aarch64"
     assert chosen(("x86-64-v2", "x86-64-v4"), machine("x86-64-v3")) == "x86-64-v2"
     assert held(*CPU_TARGETS).handle.choose() == targets.native().name
 
 
-@pytest.mark.parametrize("level", CPU_TARGETS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_the_core_and_the_table_agree(level: str) -> None:
     """On every machine that lacks one feature of the highest level."""
-    for flag in TARGETS[CPU_TARGETS[-1]].flags:
-        partial = machine(*CPU_TARGETS, without=(flag,))
+    for flag in TARGETS[LEVELS[-1]].flags:
+        partial = machine(*LEVELS, without=(flag,))
         try:
             found = chosen((level,), partial)
         except TargetError as error:
@@ -246,9 +272,12 @@ def test_a_refusal_lists_every_image_and_why() -> None:
         lambda: chosen(("x86-64-v2", "x86-64-v4"), OLD),
     )
     refused(
-        "no variant can run on this machine's CPU:\n"
-        f"  x86-64-v3: the processor is aarch64 (not x86_64)\n{hint}",
+        f"no variant can run on this machine's CPU:\n  x86-64-v3: {NO_X86}\n{hint}",
         lambda: chosen(("x86-64-v3",), ARM),
+    )
+    refused(
+        f"no variant can run on this machine's CPU:\n  aarch64: {NO_ARM}\n{hint}",
+        lambda: chosen(("aarch64",), machine("x86-64-v4")),
     )
 
 

@@ -18,7 +18,7 @@ from relu_ops import compiler, graphs
 from relu_ops.bundle import manifest as manifests
 from relu_ops.bundle import store as bundle
 from relu_ops.compiler import frontend
-from relu_ops.compiler.disassembly import functions
+from relu_ops.compiler.cpu.disassembly import functions
 from relu_ops.contract import reference
 from relu_ops.errors import ArgumentError, ArgumentTypeError
 from relu_ops.runtime import dispatch, threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -59,18 +60,45 @@ def test_what_a_wheel_holds(made: Path, bundle: Path) -> None:
 
 
 def test_equal_bundles_give_equal_bytes(made: Path, bundle: Path, tmp_path: Path) -> None:
-    os.environ["SOURCE_DATE_EPOCH"] = "1000000000"
-    try:
-        again = wheel.write(bundles.read(bundle), tmp_path, name="Leaky-demo", version="1.0")
-    finally:
-        del os.environ["SOURCE_DATE_EPOCH"]
-    assert again.read_bytes() == made.read_bytes()
+    """On another day, in another place, for another user, whatever his machine is set to."""
+    code = """
+import sys
+from pathlib import Path
+from relu_ops.ship import wheel
+print(wheel.write(Path(sys.argv[1]), Path(sys.argv[2]), name="Leaky-demo", version="1.0"))
+"""
+    copy = shutil.copytree(bundle, tmp_path / "a copy.bundle", copy_function=shutil.copyfile)
+    for number, file in enumerate(sorted(copy.iterdir(), reverse=True)):
+        file.chmod(0o640)
+        os.utime(file, (10**9 + number, 10**9))
+    for umask, variables in (
+        (0o077, {"SOURCE_DATE_EPOCH": "1000000000", "TZ": "Asia/Tokyo", "LC_ALL": "C"}),
+        (0o000, {"SOURCE_DATE_EPOCH": "0", "PYTHONHASHSEED": "7", "HOME": "/nowhere", "USER": "x"}),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, copy, tmp_path / f"{umask:o}"],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={**os.environ, **variables},
+            umask=umask,
+        )
+        assert done.stderr == ""
+        assert Path(done.stdout.strip()).read_bytes() == made.read_bytes()
 
 
-def test_pip_installs_it(made: Path, tmp_path: Path) -> None:
-    """Into a folder; pip checks the name, the tags, and every line of RECORD."""
+INSTALLERS = {
+    "pip": ("pip", "install", "-q", "--no-deps", "--target"),
+    "uv": ("uv", "pip", "install", "-q", "--offline", "--no-config", "--no-deps", "--target"),
+}
+
+
+@pytest.mark.parametrize("installer", INSTALLERS)
+def test_an_installer_takes_it(installer: str, made: Path, tmp_path: Path) -> None:
+    """Into a folder; the installer checks the name, the tags, and every line of RECORD."""
+    pytest.importorskip(installer, reason="uv is not installed: pip install 'relu_ops[test]'")
     folder = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, made]
+    command = [sys.executable, "-m", *INSTALLERS[installer], folder, made]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code = """
@@ -103,6 +131,18 @@ def test_the_package_runs_here(made: Path, tmp_path: Path, monkeypatch: pytest.M
     operator = leaky_demo.load(name="leaky", target="x86-64-v2")
     assert isinstance(operator, relu_ops.Operator) and operator.target == "x86-64-v2"
     assert operator(np.float32([-4])).tolist() == [-2]
+
+
+def test_those_who_know_wheels_find_nothing_wrong(made: Path, tmp_path: Path) -> None:
+    """auditwheel finds no library in it to hold to a tag: an image needs none."""
+    for module, options, code, said in (
+        ("check_wheel_contents", (), 0, f"{made}: OK"),
+        ("auditwheel", ("show",), 1, "no ELF executable or shared library file"),
+    ):
+        pytest.importorskip(module, reason="needs pip install 'relu_ops[release]'")
+        command = [sys.executable, "-m", module, *options, made]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done
 
 
 @pytest.mark.parametrize(

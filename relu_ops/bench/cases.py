@@ -68,6 +68,14 @@ class Case:
         """Inputs of this case, laid out as it wants them, from compact ones."""
         return list(inputs) if self.arrange is None else self.arrange(inputs)
 
+    def without_model(self) -> Case:
+        """The same without what makes its model: to be pickled, for where no onnx is."""
+        return replace(self, make=_made_elsewhere)
+
+
+def _made_elsewhere(dtype: str) -> Any:
+    raise NotImplementedError("the model is where the operator was compiled")
+
 
 def _graph(name: str, **settings: Any) -> Callable[[str], Any]:
     def make(dtype: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import subprocess
 import time
 from pathlib import Path
@@ -13,9 +14,15 @@ from typing import Any
 from relu_ops import targets
 from relu_ops._version import __version__, installed_version
 from relu_ops.bench import peers
+from relu_ops.errors import counted
 from relu_ops.runtime import threads
 
 _CPU = Path("/sys/devices/system/cpu")
+_MEMORY_LIMITS = {
+    "": ("/sys/fs/cgroup", "memory.max"),
+    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+}
+"""Where cgroups say how much memory they may have, in the second version and in the first."""
 _USUAL_CACHE_BYTES = 32 * 2**20
 
 
@@ -23,6 +30,7 @@ def machine() -> dict[str, Any]:
     """The machine and what this process may use of it."""
     probed, flags = targets.this_machine(), _flags()
     return {
+        "host": platform.node(),
         "cpu": probed.cpu,
         "architecture": probed.architecture,
         "flags": flags,
@@ -34,6 +42,7 @@ def machine() -> dict[str, Any]:
         "cgroup_memory_max": _text("/sys/fs/cgroup/memory.max"),
         "default_threads": threads.default_settings().threads,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "usable_memory_bytes": usable_memory_bytes(),
         "huge_pages": _text("/sys/kernel/mm/transparent_hugepage/enabled"),
         "governor": _text(_CPU / "cpu0/cpufreq/scaling_governor"),
         "kernel": f"{platform.system()} {platform.release()}",
@@ -41,6 +50,26 @@ def machine() -> dict[str, Any]:
         "hypervisor": None if flags is None else "hypervisor" in flags,
         "cuda": _cuda_devices(),
     }
+
+
+def said(threads: int) -> str:
+    """The machine and relu_ops in a few words, for a row that stands by itself."""
+    return f"{targets.this_machine().cpu}, {counted(threads, 'thread')}, relu_ops {__version__}"
+
+
+def usable_memory_bytes() -> int:
+    """The memory that this process may use: the machine's, its cgroups', its own limit."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    limits += [own] if own != resource.RLIM_INFINITY else []
+    for line in (_text("/proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            folder, name = _MEMORY_LIMITS[controllers]
+            group = Path(path.lstrip("/"))
+            texts = [_text(Path(folder) / one / name) or "" for one in (group, *group.parents)]
+            limits += [int(text) for text in texts if text.isdecimal()]
+    return min(limits)
 
 
 def software() -> dict[str, Any]:

@@ -5,12 +5,11 @@
  * and stop, which is the cheapest dispatch there is (and nothing to ship: it burns a core while idle).
  * Everything is timed here, so that a call from Python costs nothing.
  *
- * Compiled once, with the package, for x86-64. Loops must stay loops (-fno-tree-loop-distribute-patterns:
+ * Compiled once, with the package. Loops must stay loops (-fno-tree-loop-distribute-patterns:
  * no call of memcpy), compute what is written (no fast math), and begin at cache lines
  * (-falign-loops=64).
  */
 #define _GNU_SOURCE
-#include <immintrin.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -18,14 +17,13 @@
 #include <string.h>
 #include <time.h>
 
+#include "../native/arch.h"
 #include "../native/bounds.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
 #define JOINED(a, b) a##_##b
 #define NAMED(name, level) JOINED(name, level) /* of what `level` stands for, as in the next */
-#define QUOTED(x) #x
-#define TEXT(x) QUOTED(x)
 
 typedef void (*Loop)(char*, const char* const*, size_t);
 typedef uint64_t (*Sum)(const char*, size_t);
@@ -38,22 +36,7 @@ typedef struct {
   Loop loops[LOOPS];
 } Level;
 
-#define LEVEL v2
-#define WIDTH 16
-#define STREAM(p, v) _mm_stream_si128((__m128i*)(p), (__m128i)(v))
-#include "limit_loops.h"
-
-#define LEVEL v3
-#define WIDTH 32
-#define STREAM(p, v) _mm256_stream_si256((__m256i*)(p), (__m256i)(v))
-#include "limit_loops.h"
-
-#define LEVEL v4
-#define WIDTH 64
-#define STREAM(p, v) _mm512_stream_si512((__m512i*)(p), (__m512i)(v))
-#include "limit_loops.h"
-
-static const Level* const levels[] = {&level_v2, &level_v3, &level_v4};
+#include ARCH_LIMIT
 
 #define LEVELS ((int)(sizeof levels / sizeof *levels))
 
@@ -124,7 +107,7 @@ static void* worker(void* argument) {
       } else if (atomic_load_explicit(&pool.active, memory_order_relaxed) < number) {
         break;
       }
-      _mm_pause();
+      arch_pause();
     }
     atomic_fetch_sub(&pool.awake, 1);
   }
@@ -145,14 +128,14 @@ EXPORT int limit_start(int threads) {
   atomic_store(&pool.active, threads - 1);
   pthread_cond_broadcast(&pool.wake);
   pthread_mutex_unlock(&pool.mutex);
-  while (atomic_load(&pool.awake) < threads - 1) _mm_pause();
+  while (atomic_load(&pool.awake) < threads - 1) arch_pause();
   return threads;
 }
 
 /* Let them sleep: nothing may spin while somebody else is timed. */
 EXPORT void limit_stop(void) {
   atomic_store(&pool.active, 0);
-  while (atomic_load(&pool.awake) > 0) _mm_pause();
+  while (atomic_load(&pool.awake) > 0) arch_pause();
 }
 
 static void dispatch(const Job* job) {
@@ -165,7 +148,7 @@ static void dispatch(const Job* job) {
   atomic_fetch_add_explicit(&pool.generation, 1, memory_order_release);
   share(job, 0);
   while (atomic_load_explicit(&pool.finished, memory_order_acquire) < job->threads - 1)
-    _mm_pause();
+    arch_pause();
 }
 
 static double now(void) {

@@ -130,7 +130,7 @@ def of(target: str) -> Limit | Skipped:
         return Skipped(
             NOT_INSTALLED,
             f"this build of relu_ops came without its loops ({file})",
-            "install a wheel of relu_ops for x86-64, or build it there",
+            "install a wheel of relu_ops, or build it there",
         )
     try:
         library = _declared(ctypes.CDLL(str(file)))

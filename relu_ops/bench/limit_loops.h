@@ -1,12 +1,11 @@
-/* The loops of one level, by hand, with its widest vectors. limit.c includes this once for each level
- * and says before what it is:
- *   LEVEL         v2, v3 or v4, which names end in
+/* The loops of one level, by hand, with its widest vectors. Included once for each level (limit_x86_64.h,
+ * limit_aarch64.h), which says before what it is:
+ *   TARGET_NAME   the target
+ *   LEVEL         what names end in: the last part of the target's
+ *   TARGET        lets the level's instructions into these functions, and into none besides
  *   WIDTH         the bytes of its widest vector
  *   STREAM(p, v)  a store of such a vector that goes past the caches
- * TARGET lets the level's instructions into these functions, and into none besides.
  */
-#define TARGET __attribute__((target("arch=x86-64-" TEXT(LEVEL))))
-
 #define Vector NAMED(Vector, LEVEL)
 #define Floats NAMED(Floats, LEVEL)
 #define Unaligned NAMED(Unaligned, LEVEL)
@@ -51,10 +50,10 @@ LOOP(copy, COPY, STORE, (void)0)
 LOOP(scale, SCALE, STORE, (void)0)
 LOOP(combine2, COMBINE2, STORE, (void)0)
 LOOP(combine3, COMBINE3, STORE, (void)0)
-LOOP(copy_streaming, COPY, STREAM, _mm_sfence())
-LOOP(scale_streaming, SCALE, STREAM, _mm_sfence())
-LOOP(combine2_streaming, COMBINE2, STREAM, _mm_sfence())
-LOOP(combine3_streaming, COMBINE3, STREAM, _mm_sfence())
+LOOP(copy_streaming, COPY, STREAM, arch_store_fence())
+LOOP(scale_streaming, SCALE, STREAM, arch_store_fence())
+LOOP(combine2_streaming, COMBINE2, STREAM, arch_store_fence())
+LOOP(combine3_streaming, COMBINE3, STREAM, arch_store_fence())
 
 /* The sum of an array's 64-bit words; bytes left over count as one more. */
 EXPORT TARGET uint64_t NAMED(limit_sum, LEVEL)(const char* x, size_t bytes) {
@@ -79,13 +78,14 @@ EXPORT TARGET uint64_t NAMED(limit_sum, LEVEL)(const char* x, size_t bytes) {
 
 /* In the order of limit.py's names; the second of a pair has non-temporal stores. */
 static const Level NAMED(level, LEVEL) = {
-    "x86-64-" TEXT(LEVEL),
+    TARGET_NAME,
     NAMED(limit_sum, LEVEL),
     {NAMED(copy, LEVEL), NAMED(copy_streaming, LEVEL), NAMED(scale, LEVEL), NAMED(scale_streaming, LEVEL),
      NAMED(combine2, LEVEL), NAMED(combine2_streaming, LEVEL), NAMED(combine3, LEVEL),
      NAMED(combine3_streaming, LEVEL)},
 };
 
+#undef TARGET_NAME
 #undef TARGET
 #undef Vector
 #undef Floats

@@ -6,6 +6,7 @@ Nothing here changes matplotlib's global state, and equal records give equal byt
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,9 @@ import numpy as np
 
 from relu_ops.bench import peers, record, tables
 from relu_ops.bench.cases import CASES
+from relu_ops.bench.machines import Column
 from relu_ops.bench.record import Record, Timing
-from relu_ops.errors import ArgumentError, require
+from relu_ops.errors import ArgumentError, counted, require
 from relu_ops.report import style
 
 _STYLE = {
@@ -184,7 +186,8 @@ def _formula(case: str, dtype: str) -> str:
 
 
 def _subtitle(found: Record) -> str:
-    return f"{found.machine['cpu']}, {found.settings['threads']} threads, {found.created[:10]}"
+    threads = counted(found.settings["threads"], "thread")
+    return f"{found.machine['cpu']}, {threads}, {found.created[:10]}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -369,7 +372,11 @@ def _levels(figure: Any, found: Record, targets: Sequence[str]) -> None:
 
 
 def _level(
-    axes: Any, columns: dict[int, dict[str, Timing]], target: str, color: str
+    axes: Any,
+    columns: dict[int, dict[str, Timing]],
+    target: str,
+    color: str,
+    marker: str | None = None,
 ) -> dict[str, Any]:
     handles = {}
     for title, dashes, width, timings in (
@@ -384,8 +391,79 @@ def _level(
         known = {s: t.bytes_per_second / 1e9 for s, t in timings.items() if t is not None}
         if known:
             look: dict[str, Any] = {"color": color, "linestyle": dashes, "linewidth": width}
+            look |= {"marker": marker, "markersize": 3.5} if marker else {}
             handles[title] = axes.plot(list(known), list(known.values()), **look)[0]
     return handles
+
+
+# ---------------------------------------------------------------------------------------------
+# Machines side by side
+
+_MACHINE_COLORS = (*style.PALETTE, style.GREY)
+_TITLE_INCHES = 7.0
+
+
+def draw_machines(columns: Sequence[Column], folder: str | Path) -> list[Path]:
+    """Draw each operator on every machine: a picture for each mode, a panel for each case.
+
+    Args:
+        columns: The machines.
+        folder: As for `draw`.
+
+    Returns:
+        The paths; none where no case and size is on two of them.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        ArgumentError: A file cannot be written.
+    """
+    target, paths = make_folder(folder), []
+    shared = [key for key in dict.fromkeys(_sides(columns)) if len(_holders(columns, key)) > 1]
+    for mode in dict.fromkeys(mode for _, _, mode in shared):
+        keys = [key for key in shared if key[2] == mode]
+        paint = partial(_machines, columns=columns, keys=keys)
+        for kind in KINDS:
+            paths.append(style.write(target / f"machines_{mode}.{kind}", _rendered(paint, kind)))
+    return paths
+
+
+_Side = tuple[str, str, str]
+"""Case, dtype and mode."""
+
+
+def _sides(columns: Sequence[Column]) -> Iterator[_Side]:
+    for column in columns:
+        for case, dtype, _, mode, _ in column.record.places():
+            yield case, dtype, mode
+
+
+def _holders(columns: Sequence[Column], key: _Side) -> list[Column]:
+    return [c for c in columns if _sizes(c.record, _key_of(c, key))]
+
+
+def _key_of(column: Column, key: _Side) -> Key:
+    return key[0], key[1], column.target, key[2]
+
+
+def _machines(figure: Any, columns: Sequence[Column], keys: Sequence[_Side]) -> None:
+    """A panel for each case: the bound call on each machine, and each machine's own limit."""
+    handles: dict[str, Any] = {}
+    panels = _panels(figure, len(keys))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(max(width, _TITLE_INCHES), height + 0.15 * len(columns))
+    for axes, key in zip(panels, keys, strict=True):
+        sizes: set[int] = set()
+        for column, color in zip(columns, itertools.cycle(_MACHINE_COLORS), strict=False):
+            own, found = _key_of(column, key), column.record
+            at = {size: found.at((*own, size)) for size in _sizes(found, own)}
+            handles |= _level(axes, at, column.title, color, marker="o")
+            sizes |= set(at)
+        axes.set_title(_formula(*key[:2]), parse_math=False)
+        _decorate(axes, sorted(sizes))
+    _legend(figure, handles, columns=min(len(handles), 2 if len(keys) < 2 else 4))
+    shown = [f"{c.title}: {_subtitle(c.record)}, {c.target}" for c in columns]
+    title = f"Bandwidth of a bound call by machine, {_MODES[keys[0][2]]}"
+    figure.suptitle("\n".join([title, *shown]), fontsize=9)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from relu_ops.bench import peers, record
 from relu_ops.bench.peers import litert
@@ -287,13 +286,13 @@ def _size(path: Path) -> int:
 # Builds
 
 
-def build_seconds(proto: Any, target: str) -> list[float]:
+def build_seconds(model: bytes, target: str) -> list[float]:
     """How long it takes to compile a model for a target, several times, with no cache."""
     from relu_ops import compiler
 
     seconds = []
     for _ in range(BUILDS):
         start = time.perf_counter()
-        compiler.make(proto, [target])
+        compiler.make(model, [target])
         seconds.append(time.perf_counter() - start)
     return seconds

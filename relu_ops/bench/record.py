@@ -26,8 +26,10 @@ then a sum over its output."""
 LIMIT = "limit: "
 """What the names of the limit's loops begin with."""
 
-BIT_FOR_BIT = "bit for bit"
-"""What is said of a call whose outputs equal those of the NumPy reference."""
+BIT_FOR_BIT = "bit for bit with the NumPy reference"
+"""What is said of a call whose outputs equal those; older records leave out with what."""
+DIFFERS = "differs from the NumPy reference: "
+"""What is said of another begins so."""
 
 _DIGITS = 4
 
@@ -51,10 +53,12 @@ class Timing(_Row, frozen=True):
         seconds: Seconds per call, one number a sample.
         allocates: True where every call made its output anew.
         shape: Of the first output.
-        verified: What comparing this very call's outputs with the NumPy reference gave: "bit for
-            bit", or how they differ. "" for a loop of the limit, which computes no operator.
+        verified: What comparing this very call's outputs with the NumPy reference gave:
+            `BIT_FOR_BIT`, or how they differ. "" for a loop of the limit, which computes no
+            operator.
         limit_seconds: The fastest loop of the limit, measured beside it; None where there is none.
         commit: Of relu_ops; "" outside a repository.
+        machine: Its processor, how many threads everybody had, and the version of relu_ops.
     """
 
     case: str
@@ -71,11 +75,17 @@ class Timing(_Row, frozen=True):
     verified: str = ""
     limit_seconds: float | None = None
     commit: str = ""
+    machine: str = ""
 
     @property
     def place(self) -> tuple[str, str, str, str, int]:
         """Everything but who: what is to be compared with each other."""
         return self.case, self.dtype, self.target, self.mode, self.elements
+
+    @property
+    def is_right(self) -> bool:
+        """True where its outputs were compared, and are those of the contract."""
+        return self.verified.startswith("bit for bit")
 
     @property
     def is_limit(self) -> bool:
@@ -293,10 +303,18 @@ def read(path: str | os.PathLike[str]) -> Record:
             raise ArgumentError(
                 f"{path}: the record's format is {version} (this version reads 1 and {FORMAT})"
             )
-        found = msgspec.json.decode(_upgraded(content), type=Record)
-        return msgspec.structs.replace(found, format=FORMAT)
+        return msgspec.structs.replace(decode(_upgraded(content)), format=FORMAT)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{path}: is not a record of a benchmark: {error}", _MADE_BY) from error
+
+
+def decode(content: bytes) -> Record:
+    """The record of a text of this format.
+
+    Raises:
+        msgspec.DecodeError: It is none.
+    """
+    return msgspec.json.decode(content, type=Record)
 
 
 _MADE_BY = "relu-ops bench --record FILE writes one"

@@ -1,12 +1,10 @@
-"""Measures: everybody in one process, in turns, round by round, in shuffled order.
+"""Measures: prepares everybody, checks everybody, has those who are right timed, keeps it all.
 
-Nobody is timed who was not checked right before on the very call and arrays. Between two samples
-the process comes to rest, so that threads of one library that still spin do not slow down the next.
+Nobody is timed who was not checked right before on the very call and arrays.
 """
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import gc
 import hashlib
@@ -14,8 +12,8 @@ import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -26,10 +24,11 @@ from relu_ops.bench import cases, checking, environment, limit, peers, process, 
 from relu_ops.bench.cases import Case
 from relu_ops.bench.peers import cuda
 from relu_ops.bench.peers.problem import Prepared, Problem, Skipped
+from relu_ops.bench.planning import Group, Settings, estimated_seconds
 from relu_ops.bench.record import (
     BIT_FOR_BIT,
-    COLD,
     CONSUME,
+    DIFFERS,
     LIMIT,
     WARM,
     Built,
@@ -38,57 +37,11 @@ from relu_ops.bench.record import (
     Skip,
     Timing,
 )
-from relu_ops.errors import ArgumentError, ReluOpsError, TargetError
-from relu_ops.runtime import driver
+from relu_ops.bench.turns import Contestant, and_sum, host_clock, loop_clock, take_turns
+from relu_ops.contract import ir
+from relu_ops.errors import ReluOpsError
 from relu_ops.runtime import threads as thread_settings
 from relu_ops.verification import Progress
-
-DEFAULT_SIZES = (16, 1 << 10, 1 << 16, 1 << 20, 1 << 24)
-ALL_SIZES = (16, *(1 << k for k in range(8, 27, 2)))
-
-_REST_SECONDS = 2e-4
-_LONGEST_REST_SECONDS = 0.1
-# The threads that swept have to be asleep: one that still runs would push the next one's worker
-# onto the caller's processor (torch's p80 was 15 ms where its median is 2).
-_AFTER_SWEEP_SECONDS = 1e-4
-_CALIBRATION_SECONDS = 0.02
-_LONG_CALL_SECONDS = 5e-3
-_FEWEST_ROUNDS = 7
-
-
-@dataclass(frozen=True)
-class Group:
-    """What is measured together: one case at one size, by several peers, in several modes."""
-
-    case: Case
-    dtype: str
-    target: str
-    elements: int
-    modes: tuple[str, ...] = (WARM,)
-    peers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How it is measured.
-
-    Attributes:
-        threads: How many threads everybody may use.
-        rounds: Samples of each contestant; half as many where a call takes milliseconds.
-        sample_seconds: How long a sample of short calls lasts.
-        processes: Whether to start fresh processes, and to build without the cache.
-        seed: Of the data and of the order.
-    """
-
-    threads: int = field(default_factory=lambda: thread_settings.default_settings().threads)
-    rounds: int = 21
-    sample_seconds: float = 3e-3
-    processes: bool = False
-    seed: int = 0
-
-
-QUICK: dict[str, Any] = {"rounds": 9, "sample_seconds": 1e-3}
-"""Settings for a look."""
 
 MakeOperator = Callable[[Case, str, str], Any]
 
@@ -100,87 +53,11 @@ def compiled(case: Case, dtype: str, target: str) -> Any:
     return jit.compile(case.make(dtype), target)
 
 
-def plan(
-    chosen: Sequence[Case],
-    levels: Sequence[str] = ("native",),
-    sizes: Sequence[int] = DEFAULT_SIZES,
-    dtypes: Sequence[str] = (),
-    modes: Sequence[str] = (WARM,),
-    names: Sequence[str] = (),
-) -> list[Group]:
-    """Every combination of the arguments, as groups.
+def imported(operator: Any) -> ir.Graph:
+    """What an operator computes, by its model."""
+    from relu_ops.compiler import frontend
 
-    Args:
-        chosen: The cases.
-        levels: Targets by name.
-        sizes: Numbers of elements.
-        dtypes: Those to take of each case's; empty for the first alone.
-        modes: Of `record.MODES`.
-        names: Peers; empty for all of a target's kind. Of several targets of a kind the first has
-            all, the others those that generate code for it: to the rest it makes no difference.
-
-    Raises:
-        ArgumentError: Nothing is left to measure.
-        TargetError: A target is not known or cannot run here.
-    """
-    resolved = list(dict.fromkeys(_runnable(level) for level in levels))
-    groups = []
-    for case, level in itertools.product(chosen, resolved):
-        everybody = _participants(level, resolved, names)
-        who = tuple(name for name in everybody if not case.peers or name in case.peers)
-        for dtype in [d for d in case.dtypes if d in dtypes] if dtypes else case.dtypes[:1]:
-            groups += [Group(case, dtype, level, size, tuple(modes), who) for size in sizes]
-    if not groups:
-        listed = "; ".join(f"{c.name}: {', '.join(c.dtypes)}" for c in chosen)
-        raise ArgumentError(f"bench: no case has such a dtype ({listed})")
-    return groups
-
-
-def _participants(level: str, levels: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    kind = targets.parse(level).kind
-    first = next(other for other in levels if targets.parse(other).kind == kind)
-    return tuple(
-        p.name
-        for p in peers.PEERS.values()
-        if p.device == kind and (not names or p.name in names) and (level == first or p.by_target)
-    )
-
-
-def _runnable(level: str) -> str:
-    target = targets.resolve(level)
-    if target.kind == "cuda":
-        _check_device(target)
-    else:
-        targets.check_runs(target)
-    return target.name
-
-
-def _check_device(target: targets.Target) -> None:
-    """Refuse a CUDA target before anything is compiled where there is no device."""
-    found = driver.probe()
-    if not found.gpus:
-        raise TargetError(
-            f"bench: target {target} cannot be measured: {found.problem or 'there is no device'}",
-            f"measure for {', '.join(targets.runnable())}",
-        )
-
-
-def estimated_seconds(group: Group, settings: Settings) -> float:
-    """About how long a group takes: for the progress bar, and for plans that must end in time."""
-    call = group.elements * 12 / 8e9  # about 12 bytes an element, at what most peers reach
-    sample = max(call * 2, settings.sample_seconds * 1.7) + 2 * _REST_SECONDS
-    contestants = len(group.peers) + 4
-    total = 0.05 * len(group.peers) + 1.5 * ("torch_compile" in group.peers) + 20 * call
-    for mode in group.modes:
-        extra = 0.006 if mode == COLD else 0.0
-        total += contestants * (_rounds(settings, call) * (sample + extra) + _CALIBRATION_SECONDS)
-    return total
-
-
-def _rounds(settings: Settings, call_seconds: float) -> int:
-    if call_seconds < _LONG_CALL_SECONDS:
-        return settings.rounds
-    return min(settings.rounds, max(_FEWEST_ROUNDS, settings.rounds // 2))
+    return frontend.import_model(frontend.read_model(operator.bundle.model(operator.name)))
 
 
 def measure(
@@ -188,6 +65,7 @@ def measure(
     settings: Settings | None = None,
     make: MakeOperator = compiled,
     progress: Progress = lambda items, total, title: items,
+    graph_of: Callable[[Any], ir.Graph] = imported,
 ) -> Record:
     """Measure groups.
 
@@ -196,6 +74,7 @@ def measure(
         settings: How.
         make: Gives the operator of a case, dtype and target.
         progress: Shows how far it is, in seconds of estimated time.
+        graph_of: What an operator computes: the reference evaluates it.
 
     Returns:
         The record.
@@ -206,7 +85,7 @@ def measure(
     settings = settings or Settings()
     began, created = time.monotonic(), datetime.datetime.now(datetime.UTC)
     usage = environment.Usage()
-    measurement = _Measurement(settings, make)
+    measurement = _Measurement(settings, make, graph_of)
     with thread_settings.num_threads(settings.threads):
         seconds = [max(1, round(estimated_seconds(group, settings))) for group in groups]
         extra = process.ESTIMATED_SECONDS if settings.processes else 0
@@ -239,17 +118,6 @@ def _described(settings: Settings) -> dict[str, Any]:
 
 
 @dataclass
-class _Contestant:
-    """Somebody who is timed: seconds of so many calls."""
-
-    name: str
-    sample: Callable[[int], float]
-    allocates: bool = False
-    repeats: int = 1
-    seconds: list[float] = field(default_factory=list)
-
-
-@dataclass
 class _Ready:
     """A problem and those who were found fit to be timed on it."""
 
@@ -262,9 +130,11 @@ class _Ready:
 class _Measurement:
     """The state of one benchmark: what was found so far."""
 
-    def __init__(self, settings: Settings, make: MakeOperator) -> None:
+    def __init__(
+        self, settings: Settings, make: MakeOperator, graph_of: Callable[[Any], ir.Graph]
+    ) -> None:
         self.settings = settings
-        self.make = make
+        self.make, self.graph_of = make, graph_of
         self.timings: list[Timing] = []
         self.deviations: list[Deviation] = []
         self.skipped: list[Skip] = []
@@ -272,11 +142,11 @@ class _Measurement:
         self.operators: dict[tuple[str, str, str], Built] = {}
         # Operators that are measured together are of one bundle, or of this very version's cache.
         self.made_by: dict[str, str] = {}
-        self._subjects: dict[tuple[str, str, str], tuple[Any, Any, Any]] = {}
+        self._subjects: dict[tuple[str, str, str], tuple[Any, ir.Graph]] = {}
         self._unfit: dict[tuple[str, str, str, str], Skipped] = {}
         self._examined: set[tuple[str, str, str, str]] = set()
         self._random = random.Random(settings.seed)
-        self._commit = environment.commit()
+        self._commit, self._machine = environment.commit(), environment.said(settings.threads)
 
     def run(self, groups: Sequence[Group], seconds: Sequence[int]) -> Iterator[None]:
         """Measure; yield once for each second that was estimated."""
@@ -297,31 +167,27 @@ class _Measurement:
             if mode != WARM and ready.limit is None:
                 continue  # clearing caches and reading outputs need the C loops
             contestants = list(_contestants(ready, mode, group))
-            rounds = self._calibrate(contestants, mode)
-            self._take_turns(contestants, mode, rounds, ready.limit)
+            take_turns(contestants, mode, self.settings, ready.limit, self._random)
             self._keep(group, mode, contestants, ready)
 
     # --- preparing and checking
 
-    def _subject(self, group: Group) -> tuple[Any, Any, Any]:
-        """The operator, its model and its graph."""
-        key = (group.case.name, group.dtype, group.target)
+    def _subject(self, group: Group) -> tuple[Any, ir.Graph]:
+        """The operator and its graph."""
+        key = _key(group)
         if key not in self._subjects:
-            from relu_ops.compiler import frontend
-
             operator = self.make(group.case, group.dtype, group.target)
-            proto = frontend.read_model(operator.bundle.model(operator.name))
-            self._subjects[key] = operator, proto, frontend.import_model(proto)
+            self._subjects[key] = operator, self.graph_of(operator)
             self.made_by = operator.bundle.manifest.producer
-            self.operators[key] = self._built(group, operator, proto)
+            self.operators[key] = self._built(group, operator)
         return self._subjects[key]
 
-    def _built(self, group: Group, operator: Any, proto: Any) -> Built:
+    def _built(self, group: Group, operator: Any) -> Built:
         model = operator.bundle.model(operator.name)
         image = operator.bundle.image(operator.target)
-        seconds = process.build_seconds(proto, group.target) if self.settings.processes else ()
+        seconds = process.build_seconds(model, group.target) if self.settings.processes else ()
         return Built(
-            *(group.case.name, group.dtype, group.target, group.case.formula),
+            *(*_key(group), group.case.formula),
             hashlib.sha256(model).hexdigest(),
             hashlib.sha256(image).hexdigest(),
             len(image),
@@ -334,16 +200,16 @@ class _Measurement:
         outs = [cases.aligned(y.shape, y.dtype) for y in expected]
         for y in outs:
             y.reshape(-1).view(np.uint8)[...] = 0  # every page is there before anybody writes
-        operator, proto, _ = self._subject(group)
+        operator, _ = self._subject(group)
         made = Problem(
-            *(group.case, group.dtype, group.target, proto, operator, inputs, outs),
+            *(group.case, group.dtype, group.target, operator, inputs, outs),
             self.settings.threads,
         )
         return made, expected
 
     def _ready(self, group: Group) -> _Ready:
         """Prepare everybody, check everybody, and keep those who are right."""
-        _, _, graph = self._subject(group)
+        _, graph = self._subject(group)
         for name in group.peers:
             self._examine(group, name, graph)
         inputs = cases.ordinary_inputs(graph, group.elements, self.settings.seed)
@@ -361,8 +227,8 @@ class _Measurement:
         return _Ready(problem, self._limit(group), prepared, verified)
 
     def _limit(self, group: Group) -> limit.Limit | None:
-        if targets.parse(group.target).kind != "cpu":
-            return None
+        if not targets.parse(group.target).backend.processors:
+            return None  # a device's limit is its own copy
         loops = limit.of(group.target)
         if isinstance(loops, Skipped):
             self.skipped.append(Skip("limit", loops.kind, loops.reason, loops.hint))
@@ -379,7 +245,8 @@ class _Measurement:
         found = _checked_call(peer, made, problem, expected)
         if isinstance(found, Skipped):
             return found
-        return checking.refusal(found) or (made, checking.describe(found) or BIT_FOR_BIT)
+        said = f"{DIFFERS}{checking.describe(found)}" if found else BIT_FOR_BIT
+        return checking.refusal(found) or (made, said)
 
     def _examine(self, group: Group, name: str, graph: Any) -> None:
         """Once for each case: what a peer does to special values, and to ordinary ones."""
@@ -423,44 +290,8 @@ class _Measurement:
     def _skip(self, group: Group, name: str, why: Skipped, elements: int = 0) -> None:
         self.skipped.append(Skip(name, why.kind, why.reason, why.hint, *_key(group), elements))
 
-    # --- timing
-
-    def _calibrate(self, contestants: Sequence[_Contestant], mode: str) -> int:
-        """Find how many calls make a sample, and how many rounds there is time for."""
-        typical = [_typical_seconds(contestant) for contestant in contestants]
-        for contestant, seconds in zip(contestants, typical, strict=True):
-            wanted = round(self.settings.sample_seconds / seconds)
-            contestant.repeats = 1 if mode == COLD else max(1, wanted)
-        return _rounds(self.settings, float(np.median(typical)) if typical else 0.0)
-
-    def _take_turns(
-        self,
-        contestants: Sequence[_Contestant],
-        mode: str,
-        rounds: int,
-        loops: limit.Limit | None,
-    ) -> None:
-        order = list(contestants)
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            for _ in range(rounds):
-                self._random.shuffle(order)
-                for contestant in order:
-                    _rest()
-                    if mode == COLD and loops is not None:
-                        loops.sweep(self.settings.threads)
-                        _spin(_AFTER_SWEEP_SECONDS)
-                    else:
-                        _warm_up(contestant)
-                    seconds = contestant.sample(contestant.repeats)
-                    contestant.seconds.append(seconds / contestant.repeats)
-        finally:
-            if collecting:
-                gc.enable()
-
     def _keep(
-        self, group: Group, mode: str, contestants: Iterable[_Contestant], ready: _Ready
+        self, group: Group, mode: str, contestants: Iterable[Contestant], ready: _Ready
     ) -> None:
         y = ready.problem.outs[0]
         moved = sum(x.nbytes for x in (*ready.problem.inputs, *ready.problem.outs))
@@ -472,6 +303,7 @@ class _Measurement:
                 y.shape,
                 ready.verified.get(c.name, ""),
                 commit=self._commit,
+                machine=self._machine,
             )
             for c in contestants
         ]
@@ -504,17 +336,23 @@ def _checked_call(
         return peers.unsupported(error)
 
 
-def _contestants(ready: _Ready, mode: str, group: Group) -> Iterator[_Contestant]:
+_LIMITS: Mapping[str, Callable[[Problem], Iterable[tuple[str, Callable[[int], float]]]]] = {
+    "cpu": lambda _: (),
+    "cuda": cuda.limits,
+}
+"""Limits beside the loops of a processor, by what a target runs on."""
+
+
+def _contestants(ready: _Ready, mode: str, group: Group) -> Iterator[Contestant]:
     problem, loops = ready.problem, ready.limit
-    if targets.parse(group.target).kind == "cuda":
-        for name, seconds in cuda.limits(problem):
-            yield _Contestant(f"{LIMIT}{name}", seconds)
+    for name, seconds in _LIMITS[targets.parse(group.target).backend.device](problem):
+        yield Contestant(f"{LIMIT}{name}", seconds)
     for name, prepared in ready.prepared.items():
         call = prepared.call
         if mode == CONSUME and loops is not None:
-            call = _and_sum(prepared, loops)
-        sample = prepared.seconds or _host_clock(call)
-        yield _Contestant(name, sample, prepared.allocates)
+            call = and_sum(prepared, loops)
+        sample = prepared.seconds or host_clock(call)
+        yield Contestant(name, sample, prepared.allocates)
     if loops is None or len(problem.outs) != 1:
         return
     (y,) = problem.outs
@@ -522,92 +360,7 @@ def _contestants(ready: _Ready, mode: str, group: Group) -> Iterator[_Contestant
     inputs = [x for x in problem.inputs if x.nbytes == y.nbytes][:count] or [np.zeros_like(y)]
     moved = (count + 1) * y.nbytes
     for loop, threads in limit.contestants(group.dtype, len(inputs), moved, problem.threads):
-        yield _Contestant(
+        yield Contestant(
             f"{LIMIT}{loop.name}, {threads} thread{'s' * (threads > 1)}",
-            _loop_clock(loops, loop, y, inputs, threads, mode == CONSUME),
+            loop_clock(loops, loop, y, inputs, threads, mode == CONSUME),
         )
-
-
-def _host_clock(call: Callable[[], Any]) -> Callable[[int], float]:
-    def sample(repeats: int) -> float:
-        turns = itertools.repeat(None, repeats)
-        start = time.perf_counter()
-        for _ in turns:
-            call()
-        return time.perf_counter() - start
-
-    return sample
-
-
-def _loop_clock(
-    loops: limit.Limit,
-    loop: limit.Loop,
-    y: np.ndarray,
-    inputs: Sequence[np.ndarray],
-    threads: int,
-    consume: bool,
-) -> Callable[[int], float]:
-    return lambda repeats: loops.run(loop, y, inputs, repeats, threads, consume)
-
-
-def _and_sum(prepared: Prepared, loops: limit.Limit) -> Callable[[], Any]:
-    """The call and then a sum over its output, by one thread: the next step of a pipeline."""
-    call, outputs, add = prepared.call, prepared.outputs, loops.sum
-    if not prepared.allocates:
-        y = outputs(None)[0]
-        address, size, raw = ctypes.c_void_p(y.ctypes.data), y.nbytes, loops.raw_sum
-
-        def step() -> None:
-            call()
-            raw(address, size)
-
-        return step
-    return lambda: add(outputs(call())[0])
-
-
-def _typical_seconds(contestant: _Contestant) -> float:
-    """The least that a call takes, over some milliseconds of calls.
-
-    Not the first call, nor a mean: where a thread is woken on the caller's own processor, a call
-    of 50 us takes 10 ms once, and with a sample of that one call it would every time.
-    """
-    repeats, least = 1, contestant.sample(1)
-    deadline = time.perf_counter() + _CALIBRATION_SECONDS
-    while time.perf_counter() < deadline:
-        seconds = contestant.sample(repeats)
-        least = min(least, seconds / repeats)
-        if seconds < _CALIBRATION_SECONDS / 20:
-            repeats *= 2
-    _rest()
-    return max(least, 1e-9)
-
-
-def _warm_up(contestant: _Contestant) -> None:
-    """Bring the arrays into the caches, and let threads wake and find their processors.
-
-    The host of a virtual machine takes up to some milliseconds to give it back a processor that
-    was idle, and until then a call on two threads takes as long as on one. This mode is not about
-    waking: `cold` is.
-    """
-    contestant.sample(max(1, 2 * contestant.repeats // 3))
-
-
-def _spin(seconds: float) -> None:
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        pass
-
-
-def _rest() -> None:
-    """Wait until no other thread of this process runs: those of some libraries spin for a while.
-
-    This thread stays awake: a processor that slept, or that the next worker is woken on, would
-    make the first calls after it wait.
-    """
-    deadline = time.perf_counter() + _LONGEST_REST_SECONDS
-    while time.perf_counter() < deadline:
-        used, start = time.process_time(), time.perf_counter()
-        _spin(_REST_SECONDS)
-        others = (time.process_time() - used) - (time.perf_counter() - start)
-        if others < _REST_SECONDS / 10:
-            return

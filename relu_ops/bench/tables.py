@@ -1,4 +1,4 @@
-"""Shows records as text: for a terminal, for the README, and two side by side."""
+"""Shows records as text: for a terminal, for the README, and several side by side."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 
 from relu_ops.bench import checking, peers, record
 from relu_ops.bench.cases import CASES
-from relu_ops.bench.record import BIT_FOR_BIT, LIMIT, WARM, Comparison, Record, Timing
-from relu_ops.errors import ArgumentError
+from relu_ops.bench.machines import Cell, Column, Side
+from relu_ops.bench.record import LIMIT, WARM, Comparison, Record, Timing
+from relu_ops.errors import ArgumentError, counted
 
 OURS = tuple(p.name for p in peers.PEERS.values() if p.ours)
 
 _NAME_WIDTH = 22
 _CELL_WIDTH = 13
+_SIDE_WIDTH, _WIDE_CELL = 30, 18
 
 
 def count(elements: int) -> str:
@@ -57,10 +59,26 @@ def _heading(found: Record) -> str:
     settings = found.settings
     others = found.machine.get("share_of_others")
     busy = "" if others is None else f"; others had {others:.0%} of the processors"
+    on = found.machine.get("on")
+    where = described(found, on) if on else found.machine["cpu"]
     return (
-        f"{found.machine['cpu']}, {settings['threads']} threads, medians of "
+        f"{where}, {counted(settings['threads'], 'thread')}, medians of "
         f"{settings['rounds']} samples in microseconds; {found.created}{busy}"
     )
+
+
+def described(found: Record, name: str) -> str:
+    """A machine in words: what it is called, its processor, and what of it could be used."""
+    machine = found.machine
+    host = machine.get("host")
+    also = f" ({host})" if host and host != name else ""
+    processors, memory = machine.get("affinity"), machine.get("usable_memory_bytes")
+    parts = [f"{name}{also}: {machine['cpu']}"]
+    if processors:
+        parts.append(f"{len(processors)} of {counted(machine['processors'], 'processor')}")
+    if memory:
+        parts.append(f"{memory / 2**20:,.0f} MiB")
+    return ", ".join(parts)
 
 
 def _table(found: Record, key: tuple[str, str, str, str]) -> str:
@@ -91,10 +109,10 @@ def _row(name: str, cells: Iterable[str]) -> str:
 
 def _verified(timings: Iterable[Timing]) -> list[str]:
     """Against what the outputs were compared, and by how many contestants they are right."""
-    said = {t.contestant: t.verified for t in timings if t.verified}
+    said = {t.contestant: t.is_right for t in timings if t.verified}
     if not said:
         return []
-    equal = sum(text == BIT_FOR_BIT for text in said.values())
+    equal = sum(said.values())
     return [
         f"verified on these arrays against the NumPy reference: {equal} of {len(said)} equal it"
     ]
@@ -160,7 +178,7 @@ def _skipped(found: Record) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# Two records
+# Two records of one machine
 
 
 def render_comparison(rows: Sequence[Comparison]) -> str:
@@ -180,6 +198,43 @@ def render_comparison(rows: Sequence[Comparison]) -> str:
     beyond = sum(r.beyond_spread for r in rows)
     lines.append(f"{beyond} of {len(rows)} differ by more than the spread of their samples (*)")
     return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# Several machines
+
+
+def render_machines(columns: Sequence[Column], rows: Sequence[Side]) -> str:
+    """Records of several machines: medians in microseconds, and the ratio to the first column."""
+    lines = [
+        f"{described(c.record, c.title)}, {c.target}, "
+        f"{counted(c.record.settings['threads'], 'thread')}, {c.record.created}"
+        for c in columns
+    ]
+    if not rows:
+        return "\n".join([*lines, "nothing is in more than one of the records"])
+    width = max(_WIDE_CELL, *(len(c.title) + 2 for c in columns))
+    for key in dict.fromkeys((r.case, r.dtype, r.mode) for r in rows):
+        lines += ["", f"{', '.join(key)}: microseconds, and how many times those of the first"]
+        titles = "".join(f"{c.title:>{width}}" for c in columns)
+        lines.append(f"{'elements, contestant':<{_SIDE_WIDTH}}{titles}")
+        for r in rows:
+            if (r.case, r.dtype, r.mode) == key:
+                name = f"{count(r.elements):>6} {r.contestant}"
+                cells = "".join(f"{_side(cell):>{width}}" for cell in r.cells)
+                lines.append(f"{name:<{_SIDE_WIDTH}}{cells}")
+    compared = [cell for r in rows for cell in r.cells if cell is not None and cell.verified]
+    right = sum(cell.verified.startswith("bit for bit") for cell in compared)
+    said = "verified against the NumPy reference on each machine: "
+    said += f"{right} of {len(compared)} equal it"
+    return "\n".join([*lines, said])
+
+
+def _side(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
+    times = "" if cell.ratio is None else f" {cell.ratio:5.2f}x"
+    return microseconds(cell.median_seconds) + times
 
 
 # ---------------------------------------------------------------------------------------------

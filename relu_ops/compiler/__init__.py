@@ -177,7 +177,7 @@ def _manifest(names: Sequence[str], files: Sequence[str], chosen: Sequence[Targe
     return manifests.Manifest(
         format=manifests.FORMAT_VERSION,
         semantics=SEMANTICS_VERSION,
-        producer={**producer({t.kind for t in chosen}), "llvm": _llvm_version()},
+        producer={**producer(chosen), "llvm": _llvm_version()},
         operators=tuple(map(manifests.OperatorEntry, names, files)),
         images=tuple(images),
     )

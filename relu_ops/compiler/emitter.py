@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from relu_ops.compiler import lookup
 from relu_ops.contract.semantics import DTYPES, Dtype
 
 Expr = Any
@@ -63,6 +62,19 @@ class Operand:
         return DTYPES[self.dtype]
 
 
+@dataclass(frozen=True)
+class Slope:
+    """Leaky ReLU of bfloat16 patterns at once: names and LLVM IR of two functions.
+
+    Attributes:
+        results: Of a vector of patterns to those of their results.
+        misses: Of such patterns to an int32 that is not 0 where one of those results is wrong.
+    """
+
+    results: tuple[str, str]
+    misses: tuple[str, str]
+
+
 class Emitter:
     """Emits expressions of one width, binding every intermediate result to a name.
 
@@ -72,6 +84,7 @@ class Emitter:
         externs: LLVM IR of the helpers used, by name.
         native_float16: True where the target converts float16 in hardware.
         cheap_select: True where a select is one instruction that overwrites no operand (AVX).
+        slope_of: The table for a slope of some pattern, and so many lanes, where there is one.
         widest_bits: The widest element bound so far, but for what is computed in parts.
         fills_registers: Whether something needs whole registers: is looked up, or in parts.
     """
@@ -84,12 +97,14 @@ class Emitter:
         *,
         native_float16: bool,
         cheap_select: bool = True,
+        slope_of: Callable[[int, int], Slope | None] = lambda lanes, pattern: None,
     ) -> None:
         self.lanes = lanes
         self.statements = statements
         self.externs = externs
         self.native_float16 = native_float16
         self.cheap_select = cheap_select
+        self.slope_of = slope_of
         self.widest_bits = 8
         self.fills_registers = False
 
@@ -213,9 +228,7 @@ class Emitter:
             slope: A constant one.
             plain: Emits the same as arithmetic.
         """
-        table = None
-        if self.lanes == lookup.WORDS and slope.pattern is not None:
-            table = lookup.slope_of(slope.pattern)
+        table = None if slope.pattern is None else self.slope_of(self.lanes, slope.pattern)
         if table is None:
             return plain()
         self.externs |= dict([table.results, table.misses])
@@ -299,8 +312,8 @@ class Emitter:
     def _upper_half_of_number(self, x: Expr) -> Expr:
         """The same of a number, or of a NaN whose lower 16 bits are zero.
 
-        The sum cannot carry into the sign of such a NaN. They are the only ones that x86 makes of
-        bfloat16 operands: an operand itself, made quiet, or 0x7FC00000.
+        The sum cannot carry into the sign of such a NaN. They are the only ones that x86 and
+        AArch64 make of bfloat16 operands: an operand itself, made quiet, or 0x7FC00000.
         """
         u32 = lambda value: self.integer("uint32", value)
         bits = self.bind("uint32", self.bits("uint32", x))

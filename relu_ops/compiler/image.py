@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from relu_ops.compiler import codegen, layout, objects
-from relu_ops.compiler.cuda import codegen as codegen_cuda
+from relu_ops.compiler import backends, layout
+from relu_ops.compiler.cpu.objects import Code
 from relu_ops.compiler.layout import LINE
-from relu_ops.compiler.objects import Code
 from relu_ops.compiler.patterns import Leaf, leaves_of
-from relu_ops.compiler.x86 import schedule as schedule_x86
 from relu_ops.contract import ir
 from relu_ops.contract.semantics import DTYPES, SEMANTICS_VERSION, dlpack_type
 from relu_ops.errors import ArgumentError, BuildError, UnsupportedError
@@ -33,14 +31,9 @@ _ANY = -1
 
 _NOTHING = (0, 0)
 _LONG = 60
-_BETWEEN_CODE = b"\xcc"
-"""An instruction that traps: nothing goes there."""
-
-_MACHINES = {"cpu": layout.X86_64, "cuda": layout.CUDA}
-
 _LARGEST_IMAGE = (1 << 32) - 1
-_REACH = 1 << 31
-"""How far from it code can read."""
+_PLACES = 64
+"""How many are tried for code: the lines of a page, on which it depends whether one will do."""
 
 Place = tuple[int, int]
 """Where a table or text begins, and how many rows or bytes it has."""
@@ -48,7 +41,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Compiled:
-    """An operator, its kernels (of schedule_x86 or schedule_cuda) and their code or fat binary."""
+    """An operator, its kernels and their code, or fat binary: see `backends.Backend`."""
 
     name: str
     graph: ir.Graph
@@ -74,34 +67,14 @@ def build(operators: Sequence[tuple[str, ir.Graph]], target: Target) -> bytes:
         BuildError: TVM made something that an image cannot hold, or NVRTC does not know the target.
     """
     _check(operators, target)
-    compiler = {"cpu": _compiled, "cuda": _compiled_for_cuda}[target.kind]
-    compiled = [compiler(name, graph, target) for name, graph in operators]
-    return _written(compiled, target)
+    compiled = backends.of(target).compiled
+    made = [_Compiled(name, graph, *compiled(name, graph, target)) for name, graph in operators]
+    return _written(made, target)
 
 
 def requirements(target: Target) -> tuple[str, ...]:
-    """What an image of a target says of the machines that it runs on.
-
-    For a CPU the features that its processor must have, all of them; for CUDA see
-    `codegen_cuda.requirements`.
-    """
-    return codegen_cuda.requirements(target) if target.kind == "cuda" else target.flags
-
-
-def _compiled_for_cuda(name: str, graph: ir.Graph, target: Target) -> _Compiled:
-    with codegen.LOCK:
-        kernels = codegen_cuda.scheduled(graph)
-    return _Compiled(name, graph, kernels, codegen_cuda.fat_binary(graph, kernels, target))
-
-
-def _compiled(name: str, graph: ir.Graph, target: Target) -> _Compiled:
-    # All of it, so that a fork meets none of the locks of Python's cached properties either.
-    with codegen.LOCK:
-        kernels = schedule_x86.schedule(graph, target)
-        content = codegen.object_code(kernels, target)
-        names = [codegen.name_of(function) for function in codegen.functions(kernels)]
-        code = objects.read(content, names, f"{name} for {target}")
-    return _Compiled(name, graph, kernels, code)
+    """What an image of a target says of the machines that it runs on."""
+    return backends.of(target).requirements(target)
 
 
 # -- bounds ------------------------------------------------------------------------------------
@@ -167,13 +140,13 @@ def _written(compiled: Sequence[_Compiled], target: Target) -> bytes:
     by distance, which has to fit into 32 bits.
     """
     image = _Image()
-    put_all = _put_binaries if target.kind == "cuda" else _put_codes
+    put_all = _put_binaries if isinstance(compiled[0].code, bytes) else _put_codes
     code_at, entries = put_all(image, [operator.code for operator in compiled])
     code_size = len(image.content) - code_at
     rows = [_Tables(image, one).row(entries[one.code]) for one in compiled]
     header = (
         *(layout.MAGIC, layout.FORMAT, SEMANTICS_VERSION),
-        *(0, _MACHINES[target.kind], 0, image.text(target.name)),
+        *(0, backends.of(target).machine, 0, image.text(target.name)),
         image.rows(layout.TEXT, [image.text(each) for each in requirements(target)]),
         *(image.rows(layout.OPERATOR, rows), code_at, code_size),
     )
@@ -259,26 +232,38 @@ def _put_constants(image: _Image, code: Code) -> list[int]:
 
 
 def _put_code(image: _Image, code: Code, constants: Sequence[int]) -> list[int]:
-    """Put code after other code; where its kernels begin."""
-    image.content += _BETWEEN_CODE * (-len(image.content) % LINE)
-    at = image.reserve(len(code.text), LINE)
-    image.content += _settled(code, at, constants)
-    return [at + entry for entry in code.entries]
+    """Put code after other code, where it may be; where its kernels begin."""
+    image.content += code.filler * (-len(image.content) % LINE)
+    for _ in range(_PLACES):
+        at = image.reserve(len(code.text), LINE)
+        settled = _settled(code, at, constants)
+        if settled is not None:
+            image.content += settled
+            return [at + entry for entry in code.entries]
+        image.content += code.filler * LINE
+    raise BuildError(
+        f"the code at {at} of the image cannot be so far from its constants, wherever it is moved",
+        "build its operators into several bundles",
+    )
 
 
-def _settled(code: Code, at: int, constants: Sequence[int]) -> bytes:
-    """Code as it is at some place: its distances to its constants stand in it."""
+def _settled(code: Code, at: int, constants: Sequence[int]) -> bytes | None:
+    """Code as it is at some place: where its constants lie stands in it. None: it must move."""
     text = bytearray(code.text)
     for reference in code.references:
-        place = at + reference.at
-        distance = constants[reference.section] + reference.offset - place
-        if not -_REACH <= distance < _REACH:
+        place, kind = at + reference.at, reference.relocation
+        meant = constants[reference.section] + reference.offset
+        if not -kind.reach <= meant - place < kind.reach:
             raise BuildError(
-                f"the code at {place} of the image is {abs(distance)} bytes from its constants; it "
-                f"must be less than {_REACH}",
+                f"the code at {place} of the image is {abs(meant - place)} bytes from its "
+                f"constants; it must be less than {kind.reach}",
                 "build its operators into several bundles",
             )
-        struct.pack_into("<i", text, reference.at, distance)
+        (word,) = struct.unpack_from("<I", text, reference.at)
+        filled = kind.fill(word, place, meant)
+        if filled is None:
+            return None
+        struct.pack_into("<I", text, reference.at, filled)
     return bytes(text)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 MAGIC, FORMAT = b"relu_ops", 2
-X86_64, CUDA = 1, 3
+X86_64, AARCH64, CUDA = 1, 2, 3
 
 LINE = 64
 """What code, its entry points and arrays begin at multiples of: a line of the caches."""

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from relu_ops._version import __version__, installed_version
+from relu_ops.targets import Target
 
 _PACKAGES = ("apache-tvm", "ml_dtypes", "numpy", "onnx")
-_CUDA_PACKAGES = ("nvidia-cuda-cccl", "nvidia-cuda-nvrtc", "nvidia-nvfatbin")
 
 # What runs, measures and shows operators compiles none. A folder that is new counts.
 _APART = {"bench", "interop", "report", "runtime"}
 
 
-def producer(kinds: Collection[str] = ("cpu",)) -> dict[str, str]:
+def producer(chosen: Iterable[Target] = ()) -> dict[str, str]:
     """Every package whose version decides the bytes of images, by name.
 
     Args:
-        kinds: The kinds of the images' targets, "cpu" and "cuda".
+        chosen: The images' targets.
     """
-    packages = _PACKAGES + (_CUDA_PACKAGES if "cuda" in kinds else ())
+    others = {name for target in chosen for name in target.backend.packages}
+    packages = (*_PACKAGES, *sorted(others))
     versions = {name: installed_version(name) or "absent" for name in packages}
     return {"relu_ops": __version__, **versions}
 

@@ -2,18 +2,13 @@
 #ifndef RELU_OPS_ARCH_X86_64_H_
 #define RELU_OPS_ARCH_X86_64_H_
 
-#ifndef __x86_64__
-#error "relu_ops runs on x86-64"
-#endif
-
 #include <cpuid.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <x86intrin.h>
 
-#include "image.h"
-
-/* ---- images: whose code this processor runs (image.c) --------------------------------------------- */
+/* ---- images: whose code this processor runs (operator.c) ------------------------------------------- */
 
 #define ARCH_NAME "x86_64" /* as uname -m says */
 #define ARCH_MACHINE IMAGE_X86_64
@@ -77,6 +72,13 @@ static inline bool arch_has(const ArchFeature* feature, uint64_t saved_state) {
   return (found & feature->bit) && (saved_state & feature->state) == (uint64_t)feature->state;
 }
 
+/* ---- code (mapping.c) ----------------------------------------------------------------------------- */
+
+/* Bytes were written that will be executed: instruction caches see it. */
+static inline void arch_code_was_written(void* base, size_t size) {
+  (void)base, (void)size;
+}
+
 /* ---- running (run_cpu.c, pool.c) ------------------------------------------------------------------ */
 
 /* Wait a little, in a loop that waits for another thread. */
@@ -110,5 +112,9 @@ static inline void arch_set_float_mode(ArchFloatMode mode) {
 static inline ArchFloatMode arch_exact_float_mode(ArchFloatMode mode) {
   return (mode & ~0xE040u) | 0x1F80u;
 }
+
+/* ---- the machine's limit (bench/limit.c) ----------------------------------------------------------- */
+
+#define ARCH_LIMIT "limit_x86_64.h"
 
 #endif

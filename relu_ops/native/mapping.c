@@ -11,6 +11,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "arch.h"
+
 struct Mapping {
   atomic_int references;
   _Atomic(unsigned char*) base; /* NULL: not mapped yet */
@@ -122,6 +124,7 @@ relu_ops_status relu_ops_map(Mapping* mapping, const char* shown, const void* by
   unsigned char* made = named ? NULL : map_sealed(bytes, mapping->size, rights, &first);
   if (!made) made = map_anonymous(bytes, mapping->size, rights, &second);
   if (!made) return refuse(shown, mapping->size, first, second);
+  if (mapping->executable) arch_code_was_written(made, mapping->size);
   relu_ops_status status = named ? introduce(image, made) : RELU_OPS_OK;
   /* Of two threads that map it at once, one comes second and takes what the first has made. */
   if (status != RELU_OPS_OK || !atomic_compare_exchange_strong(&mapping->base, &present, made))

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "arch_x86_64.h"
+#include "arch.h"
 #include "core.h"
 #include "image.h"
 #include "mapping.h"

@@ -11,7 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "arch_x86_64.h"
+#include "arch.h"
 #include "bounds.h"
 
 #define MAX_WORKERS (RELU_OPS_MOST_THREADS - 1)
@@ -239,8 +239,8 @@ static int workers_awake(void) {
  * in between, nor written one: a burst. Otherwise he may well have done so on his own thread, and half of
  * it would be, or have been, in another core's cache: relu of 64k float32 and a sum by one thread take
  * 18.9 us on two threads and 7.7 on one (without the sum 2.8 and 4.8), of 256k 48 and 35, of 512k 56 and
- * 67 (AMD EPYC, Zen 4, 2026-11-22). That sum reads half of the bytes, some 36 of them a tick of the time
- * stamp counter. Of a job that computes for long, where it leaves its output matters less. */
+ * 67 (AMD EPYC, Zen 4, 2026-11-22). That sum reads half of the bytes, some 36 of them a tick of the
+ * clock. Of a job that computes for long, where it leaves its output matters less. */
 #define BURST_BYTES_PER_TICK 96
 #define BURST_SHARE_OF_LAST 8
 static bool is_burst(int64_t bytes, uint64_t now) {

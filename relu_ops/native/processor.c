@@ -1,7 +1,7 @@
 /* What this machine's processor is, asked of itself: /proc may be hidden, and is not needed. */
 #include <string.h>
 
-#include "arch_x86_64.h"
+#include "arch.h"
 #include "core.h"
 
 enum { FEATURES = sizeof(ARCH_FEATURES) / sizeof(*ARCH_FEATURES) };

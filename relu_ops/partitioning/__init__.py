@@ -277,8 +277,8 @@ class _Work:
 
         assert self._report.digest is not None
         feeds = self._feeds(0)
-        stock = hosted.session_of(self._source, hosted.options_of(self._threads))
-        options = hosted.options_of(self._threads)
+        stock = hosted.session_of(self._source, hosted.options_of(self._threads, timed=True))
+        options = hosted.options_of(self._threads, timed=True)
         hosted.with_bundle(options, self.folder / door.BUNDLE, self._report.digest)
         own = hosted.session_of(self.folder / door.MODEL, options)
         times = measuring.in_turn(measuring.bound(stock, feeds), measuring.bound(own, feeds))

@@ -8,6 +8,7 @@ made a network slower.
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,8 +35,11 @@ _CAST = "InsertedPrecisionFreeCast_"
 _EXTERNAL_FROM = "1024"
 
 
-def options_of(threads: int | None = None) -> Any:
-    """Session options, silent and with so many threads; None for onnxruntime's default."""
+def options_of(threads: int | None = None, *, timed: bool = False) -> Any:
+    """Session options, silent and with so many threads; None for onnxruntime's default.
+
+    Sessions that nobody times leave weights where they lie: packed ones would be copies of them.
+    """
     require("onnxruntime", "verify", "relu_ops.partition")
     import onnxruntime
 
@@ -43,6 +47,8 @@ def options_of(threads: int | None = None) -> Any:
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not timed:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 
 
@@ -117,11 +123,11 @@ def executed(source: Source) -> Executed:
         path = Path(folder) / "optimized.onnx"
         options = options_of()
         options.optimized_model_filepath = str(path)
-        options.add_session_config_entry("session.disable_prepacking", "1")  # copies of weights
         if isinstance(source, Path):  # it may have more weights than a file can hold
             prefix = "session.optimized_model_external_initializers"
             options.add_session_config_entry(f"{prefix}_file_name", "weights")
             options.add_session_config_entry(f"{prefix}_min_size_in_bytes", _EXTERNAL_FROM)
+            (Path(folder) / "weights").symlink_to(os.devnull)  # nobody reads them
         session_of(source, options)
         proto = onnx.load(path, load_external_data=False)
     found = Executed()

@@ -88,10 +88,10 @@ def compare_group(
     own.graph.node.append(onnx.helper.make_node(kind, inputs, outputs, domain=door.DOMAIN))
     own.opset_import.add(domain=door.DOMAIN, version=1)
     sessions = [
-        hosted.session_of(model.SerializeToString(), hosted.options_of(threads)),
+        hosted.session_of(model.SerializeToString(), hosted.options_of(threads, timed=True)),
         hosted.session_of(
             own.SerializeToString(),
-            hosted.with_bundle(hosted.options_of(threads), bundle, digest),
+            hosted.with_bundle(hosted.options_of(threads, timed=True), bundle, digest),
         ),
     ]
     given = dict(zip(inputs, shapes, strict=True))

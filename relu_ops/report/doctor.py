@@ -192,7 +192,9 @@ def _targets() -> dict[str, Any]:
     from relu_ops import targets
 
     machine = targets.this_machine()
-    rows = {name: targets.why_not(targets.parse(name), machine) for name in targets.CPU_TARGETS}
+    rows = {
+        name: targets.why_not(targets.parse(name), machine) for name in targets.of_architecture()
+    }
     runnable = [name for name, reason in rows.items() if reason is None]
     return {"why_not": rows, "native": runnable[-1] if runnable else None}
 

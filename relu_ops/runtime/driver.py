@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from relu_ops.errors import DeviceError
@@ -94,6 +94,36 @@ def copy_out(device: int, target: int, address: int, size: int) -> None:
         _check("cuStreamSynchronize", ctypes.c_void_p(0))
         arguments = (ctypes.c_void_p(target), ctypes.c_uint64(address), ctypes.c_size_t(size))
         _check("cuMemcpyDtoH_v2", *arguments)
+
+
+def copy_within(device: int, to: int, address: int, size: int) -> None:
+    """Put a copy from one place of a device's memory to another on the default stream."""
+    with _context(device):
+        arguments = (ctypes.c_uint64(to), ctypes.c_uint64(address), ctypes.c_size_t(size))
+        _check("cuMemcpyDtoDAsync_v2", *arguments, ctypes.c_void_p(0))
+
+
+def elapsed_seconds(device: int, work: Callable[[], object]) -> float:
+    """How long the default stream takes for what is put on it, by the device's own clock.
+
+    Args:
+        device: Whose.
+        work: Puts it there.
+    """
+    start, end, milliseconds = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_float()
+    with _context(device):
+        for event in (start, end):
+            _check("cuEventCreate", ctypes.byref(event), 0)
+        try:
+            _check("cuEventRecord", start, ctypes.c_void_p(0))
+            work()
+            _check("cuEventRecord", end, ctypes.c_void_p(0))
+            _check("cuEventSynchronize", end)
+            _check("cuEventElapsedTime", ctypes.byref(milliseconds), start, end)
+        finally:
+            for event in (start, end):
+                _check("cuEventDestroy_v2", event)
+    return milliseconds.value * 1e-3
 
 
 @functools.cache

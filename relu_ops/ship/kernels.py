@@ -16,9 +16,7 @@ from pathlib import Path
 from relu_ops.bundle import store as bundles
 from relu_ops.bundle.store import Bundle
 from relu_ops.errors import ArgumentError
-
-VARIANTS = ("torch-cpu", "tvm-ffi01-cpu-x86_64-linux")
-"""Those that can load a bundle for x86-64; the second also where there is no torch."""
+from relu_ops.targets import parse
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -88,12 +86,19 @@ def export(
     try:
         if path.exists() and any(path.iterdir()):
             raise ArgumentError(f"{path}: is not empty", "name a folder that is new")
-        for variant in VARIANTS:
+        for variant in variants(held):
             metadata = _metadata(held, name, version, license, variant)
             _write(held, path / "build" / variant, metadata)
     except OSError as error:
         raise ArgumentError(f"{path}: cannot be written: {error.strerror}") from error
     return path
+
+
+def variants(bundle: Bundle) -> tuple[str, ...]:
+    """Those that can load a bundle; all but the first also where there is no torch."""
+    found = {parse(target).backend for target in bundle.handle.targets}
+    names = (f"tvm-ffi01-cpu-{one.processors[0]}-linux" for one in found if one.processors)
+    return "torch-cpu", *sorted(names)
 
 
 def _metadata(

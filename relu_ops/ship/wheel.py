@@ -33,9 +33,6 @@ _VERSION = re.compile(
     r"([1-9][0-9]*!)?(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*((a|b|rc)(0|[1-9][0-9]*))?"
     r"(\.post(0|[1-9][0-9]*))?(\.dev(0|[1-9][0-9]*))?(\+[a-z0-9]+(\.[a-z0-9]+)*)?"
 )
-_TAGS = {"cpu": "manylinux1_x86_64.musllinux_1_0_x86_64"}
-"""The platform tags of each kind of target. CUDA's images run below any host."""
-
 _PACKAGE = '''"""{summary}"""
 
 from pathlib import Path
@@ -124,8 +121,8 @@ def _package_of(name: str) -> str:
 
 def _tags(bundle: Bundle) -> str:
     """The platform tags: those of each processor that has an image; any, where it is CUDA alone."""
-    kinds = {parse(target).kind for target in bundle.handle.targets}
-    return ".".join(tags for kind, tags in _TAGS.items() if kind in kinds) or "any"
+    tags = {tag for target in bundle.handle.targets for tag in parse(target).backend.wheel_tags}
+    return ".".join(sorted(tags)) or "any"
 
 
 def _files(bundle: Bundle, package: str, name: str, version: str, tags: str) -> dict[str, bytes]:

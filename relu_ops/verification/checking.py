@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from relu_ops import targets
 from relu_ops.bundle import store as bundles
-from relu_ops.errors import ArgumentError, ArgumentTypeError, TargetError, require
+from relu_ops.errors import ArgumentError, ArgumentTypeError, HostError, TargetError, require
 from relu_ops.runtime import dispatch
 from relu_ops.runtime.operator import number_of
-from relu_ops.verification import cases
+from relu_ops.verification import cases, hosts
 from relu_ops.verification.calls import Arrays, Guarded, TooLargeError, call, check_size, inputs_of
 from relu_ops.verification.cases import Case
 from relu_ops.verification.compare import all_same
@@ -30,6 +30,7 @@ from relu_ops.verification.shapes import output_shapes
 
 if TYPE_CHECKING:
     from relu_ops.compiler.frontend import Model
+    from relu_ops.hosts import Session
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps an iteration of known length to show how far it is: (items, total, description)."""
@@ -48,6 +49,7 @@ def verify(
     seed: int = 0,
     case: int | None = None,
     progress: Progress | None = None,
+    on: Session | None = None,
 ) -> Report:
     """Check a model or a bundle against every referee, on every target that runs here.
 
@@ -56,7 +58,7 @@ def verify(
 
     Args:
         model: A bundle's directory; or a model, as for `relu_ops.compile`, which is compiled for
-            every x86 level or, for a device, for the target `cuda`.
+            every target of the processor or, for a device, for the target `cuda`.
         name: Which operator of a bundle; None where it has one.
         target: Only this target.
         device: "cpu", or a CUDA device: "cuda" (the first), "cuda:1". Arrays are copied there and
@@ -66,6 +68,7 @@ def verify(
         seed: Of the random draws.
         case: Only the case of this number; those of an exhaustive check come last.
         progress: Shows how far the check is.
+        on: Another machine, from `relu_ops.hosts.connect`: operators run there, and the rest here.
 
     Returns:
         The report; `report.ok` says whether every bit agreed.
@@ -75,6 +78,7 @@ def verify(
             seed, operator or device.
         TargetError: No target can run here.
         DeviceError: There is no driver or no such device, or it failed while the code was loaded.
+        HostError: The connection to the other machine was lost.
         ModelError, BundleError: The model or bundle is not valid.
     """
     require("onnx", "verify", "relu_ops.verify")
@@ -87,15 +91,17 @@ def verify(
     if seed < 0:
         raise ArgumentError(f"verify: seed must be at least 0 (not {seed})", "leave it out for 0")
     cuda = number_of(device)
-    everything = targets.CPU_TARGETS if cuda < 0 else ("cuda",)
-    subject = _subject(model, name, [target] if target else everything, seed, exhaustive)
+    machine = targets.this_machine() if on is None else on.machine
+    everything = targets.of_architecture(machine) if cuda < 0 else ("cuda",)
+    chosen = [targets.resolve(target, machine).name] if target else everything
+    subject = _subject(model, name, chosen, seed, exhaustive)
     plan = subject.plan
     if case is not None and not 0 <= case < max(len(plan), 1):
         raise ArgumentError(f"verify: case must be 0 to {len(plan) - 1} (not {case})")
-    report = Report(subject.name, unchecked=subject.unchecked)
-    operators = _on_device(subject, target, cuda) if cuda >= 0 else None
-    operators = operators or _operators(subject, target, report)
-    check = _Check(subject, operators, report, Command(subject.path, name, seed, device))
+    report = Report(subject.name, unchecked=subject.unchecked, host=on.host if on else "")
+    operators = _operators(subject, target, _loader(subject, cuda, on), report, cuda, machine)
+    command = Command(subject.path, name, seed, device, *([on.host, on.python] if on else []))
+    check = _Check(subject, operators, report, command)
     numbers = range(len(plan)) if case is None else [case] * min(len(plan), 1)
     title = f"verify {plan.graph.name}"
     shown = numbers if progress is None else progress(numbers, len(numbers), title)
@@ -174,28 +180,43 @@ def _read(
     return _Subject(bundle, operator, path, proto, plan)
 
 
-def _on_device(subject: _Subject, target: str | None, cuda: int) -> dict[str, Callable[..., Any]]:
-    """The operator of the image that runs on a device."""
-    operator = dispatch.operator_of(subject.bundle, name=subject.name, target=target, cuda=cuda)
-    return {operator.target: OnDevice(operator)}
+_Load = Callable[[str | None], Any]
+"""Gives the operator of an image by its target's name; of the best one, where that is None."""
+
+
+def _loader(subject: _Subject, cuda: int, on: Session | None) -> _Load:
+    """What loads operators, wherever they are to run."""
+    if on is not None:
+        hosts.send(on, subject.bundle)
+        return lambda target: hosts.There(on, subject.name, target, cuda)
+
+    def load(target: str | None) -> Any:
+        operator = dispatch.operator_of(subject.bundle, name=subject.name, target=target, cuda=cuda)
+        return operator if cuda < 0 else OnDevice(operator)
+
+    return load
 
 
 def _operators(
-    subject: _Subject, target: str | None, report: Report
+    subject: _Subject,
+    target: str | None,
+    load: _Load,
+    report: Report,
+    cuda: int,
+    machine: targets.Machine,
 ) -> dict[str, Callable[..., Any]]:
     """An operator for each target that can run; the others go into the report."""
-    bundle, name = subject.bundle, subject.name
-    if target is not None:
-        operator = dispatch.operator_of(bundle, name=name, target=target)
+    if target is not None or cuda >= 0:
+        operator = load(target)
         return {operator.target: operator}  # "native" names none
     found: dict[str, Callable[..., Any]] = {}
-    for one in bundle.manifest.targets:
+    for one in subject.bundle.manifest.targets:
         try:
-            found[one] = dispatch.operator_of(bundle, name=name, target=one)
+            found[one] = load(one)
         except TargetError:
-            report.skipped[one] = targets.why_not(targets.parse(one), targets.this_machine()) or ""
+            report.skipped[one] = targets.why_not(targets.parse(one), machine) or ""
     if not found:
-        dispatch.operator_of(bundle, name=name)  # raises with every reason
+        load(None)  # raises with every reason
     return found
 
 
@@ -229,6 +250,8 @@ class _Check:
         for target, operator in self._operators.items():
             try:
                 results = _results(operator, case, inputs, guarded)
+            except HostError:
+                raise
             except Exception as error:
                 text = f"failed: {case.title}: {type(error).__name__}: {error}"
                 self._judge.fail(case, target, text)

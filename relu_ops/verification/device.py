@@ -7,6 +7,7 @@ and outputs are copied back. Needs the driver, and no package of arrays.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,8 @@ import numpy as np
 from relu_ops.contract.semantics import dlpack_type, dtype_name
 from relu_ops.runtime import arrays, driver
 from relu_ops.runtime.operator import Operator, number_of
+from relu_ops.verification.mirror import Mirror
 
-_GUARD = 256
-"""How many bytes on each side of an array must stay as they are; memory of a device begins at a
-multiple of it, as what `cuMemAlloc` gives does."""
-_MARK = 0xA5
 _CUDA = 2  # DLPack's kind of device
 
 
@@ -93,30 +91,18 @@ class DeviceArray:
     def __init__(self, array: np.ndarray, device: int) -> None:
         if not arrays.is_addressable(array) or not array.dtype.isnative:
             array = np.array(array, array.dtype.newbyteorder("="))  # as a call on the CPU copies it
-        low, high = np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
-        self.device, self._array = device, array
-        self._begin = _GUARD + low % _GUARD
-        self._mirror = np.full(self._begin + (high - low) + _GUARD, _MARK, np.uint8)
-        if array.size:
-            span = (ctypes.c_uint8 * (high - low)).from_address(low)
-            self._mirror[self._begin : self._begin + (high - low)] = np.ctypeslib.as_array(span)
-        self._first = self._begin + (
-            array.__array_interface__["data"][0] - low if array.size else 0
-        )
+        self.device, self._mirror = device, Mirror(array)
         self._exported: list[Any] = []
-        self._address = driver.allocate(device, self._mirror.size)
-        self._move(driver.copy_in, self._mirror)
+        self._address = driver.allocate(device, self._mirror.bytes.size)
+        self._release = weakref.finalize(self, driver.free, device, self._address)
+        self._move(driver.copy_in, self._mirror.bytes)
 
-    def _move(self, copy: Any, mirror: np.ndarray) -> None:
-        address = mirror.ctypes.data
+    def _move(self, copy: Any, memory: np.ndarray) -> None:
+        address = memory.ctypes.data
         if copy is driver.copy_in:
-            copy(self.device, self._address, address, mirror.size)
+            copy(self.device, self._address, address, memory.size)
         else:
-            copy(self.device, address, self._address, mirror.size)
-
-    def _elements(self, mirror: np.ndarray) -> np.ndarray:
-        own = self._array
-        return np.ndarray(own.shape, own.dtype, mirror.data, self._first, own.strides)
+            copy(self.device, address, self._address, memory.size)
 
     def copy_to(self, target: np.ndarray) -> None:
         """Copy the elements back, and see that nothing else was written.
@@ -124,20 +110,18 @@ class DeviceArray:
         Raises:
             AssertionError: A byte beside them was.
         """
-        found = np.empty_like(self._mirror)
+        found = np.empty_like(self._mirror.bytes)
         self._move(driver.copy_out, found)
-        kept = self._mirror.copy()
-        if target.size:
-            self._elements(kept)[...] = target[...] = self._elements(found)
-        if not np.array_equal(kept, found):
-            at = int(np.flatnonzero(kept != found)[0]) - self._begin
-            raise AssertionError(
-                f"byte {at} from an output's begin was written, beside its elements"
-            )
+        self._mirror.copy_to(target, found)
+
+    def write(self, values: np.ndarray) -> None:
+        """Put other values into it."""
+        self._mirror.write(values)
+        self._move(driver.copy_in, self._mirror.bytes)
 
     def free(self) -> None:
-        """Give the memory back."""
-        driver.free(self.device, self._address)
+        """Give the memory back, once; it goes with the object otherwise."""
+        self._release()
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Where it is, as DLPack numbers it."""
@@ -145,7 +129,8 @@ class DeviceArray:
 
     def __dlpack__(self, *, stream: int | None = None, max_version: Any = None) -> Any:
         """A capsule; the memory stays this object's. The copy is there: no stream need wait."""
-        made, held = capsule(self._address + self._first, self._array, self.device)
+        mirror = self._mirror
+        made, held = capsule(self._address + mirror.first, mirror.array, self.device)
         self._exported.append(held)
         return made
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from relu_ops.contract import ir
+from relu_ops.hosts.ssh import PYTHON
 from relu_ops.verification.cases import Case, tiles
 from relu_ops.verification.compare import all_same, same, show_bits, show_operand, ulp_distance
 from relu_ops.verification.explain import explain
@@ -36,23 +37,31 @@ class Command:
         name: Which operator of the bundle, where that was said.
         seed: Of the random draws.
         device: Where it was checked.
+        host: On which other machine, as ssh knows it; "" for this one.
+        python: Which Python there.
     """
 
     path: str | None
     name: str | None
     seed: int
     device: str = "cpu"
+    host: str = ""
+    python: str = PYTHON
 
     def of(self, target: str, case: Case) -> str:
         """The line that repeats a case."""
         if self.path is None:
             every = ", exhaustive=True" if case.exhaustive else ""
             every += "" if self.device == "cpu" else f", device={self.device!r}"
+            every += ", on=session" if self.host else ""
             options = f"seed={self.seed}, target={target!r}, case={case.number}{every}"
             return f"relu_ops.verify(model, {options})"
         path = f"./{self.path}" if self.path.startswith("-") else self.path
         every = " --exhaustive" if case.exhaustive else ""
         every += "" if self.device == "cpu" else f" --device {self.device}"
+        if self.host:
+            every += f" --on {shlex.quote(self.host)}"
+            every += "" if self.python == PYTHON else f" --python {shlex.quote(self.python)}"
         named = "" if self.name is None else f" --name {shlex.quote(self.name)}"
         options = f"--seed {self.seed} --target {target} --case {case.number}{every}"
         return f"relu-ops verify {shlex.quote(path)}{named} {options}"

@@ -41,6 +41,7 @@ class Report:
         failures: Mismatches in words: input bits, both outputs' bits, how to reproduce.
         empty: The declared shapes leave no element to compare: shapes and dtypes were.
         unchecked: What was left out, and why.
+        host: On which other machine, as ssh knows it; "" for this one.
     """
 
     operator: str
@@ -50,6 +51,7 @@ class Report:
     failures: list[str] = field(default_factory=list)
     empty: bool = False
     unchecked: list[str] = field(default_factory=list)
+    host: str = ""
 
     @property
     def ok(self) -> bool:
@@ -64,7 +66,7 @@ class Report:
 
     def __str__(self) -> str:
         head = f"{'target':<11} {'referee':<16} {'elements':>13} {'mismatches':>11} {'ULP':>5}"
-        lines = [f"verify {self.operator}", head]
+        lines = [f"verify {self.operator}{self.host and f' on {self.host}'}", head]
         for row in self.rows:
             lines.append(
                 f"{row.target:<11} {row.referee:<16} {row.cases:>13,} {row.mismatches:>11,} "

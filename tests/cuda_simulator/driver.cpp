@@ -7,6 +7,7 @@
  * does not work on another.
  *
  * Tests set it up by simulated_*: they open this library by the path that RELU_OPS_CUDA_DRIVER names. */
+#include <chrono>
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -291,6 +292,38 @@ EXPORT int cuMemcpyDtoH_v2(void* to, uintptr_t from, size_t size) {
 EXPORT int cuStreamSynchronize(void*) {
   BEGIN("cuStreamSynchronize");
   return current() ? finish_copies(current()) : INVALID_CONTEXT;
+}
+EXPORT int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t size, void*) {
+  BEGIN("cuMemcpyDtoDAsync_v2");
+  if (!current()) return INVALID_CONTEXT;
+  std::memcpy((void*)to, (const void*)from, size);
+  return SUCCESS;
+}
+/* An event is a time: what is on a stream is done when it was put there. */
+EXPORT int cuEventCreate(void** event, unsigned) {
+  BEGIN("cuEventCreate");
+  *event = new std::chrono::steady_clock::time_point;
+  return current() ? SUCCESS : INVALID_CONTEXT;
+}
+EXPORT int cuEventRecord(void* event, void*) {
+  BEGIN("cuEventRecord");
+  *(std::chrono::steady_clock::time_point*)event = std::chrono::steady_clock::now();
+  return SUCCESS;
+}
+EXPORT int cuEventSynchronize(void*) {
+  BEGIN("cuEventSynchronize");
+  return SUCCESS;
+}
+EXPORT int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
+  BEGIN("cuEventElapsedTime");
+  using Time = std::chrono::steady_clock::time_point;
+  *milliseconds = std::chrono::duration<float, std::milli>(*(Time*)end - *(Time*)start).count();
+  return SUCCESS;
+}
+EXPORT int cuEventDestroy_v2(void* event) {
+  BEGIN("cuEventDestroy_v2");
+  delete (std::chrono::steady_clock::time_point*)event;
+  return SUCCESS;
 }
 EXPORT int cuLaunchKernel(void* of, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned,
                           unsigned, unsigned, void* stream, void** parameters, void**) {

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../relu_ops/native/arch_x86_64.h"
+#include "../../relu_ops/native/arch.h"
 #include "../../relu_ops/native/core.h"
 #include "../../relu_ops/native/image.h"
 

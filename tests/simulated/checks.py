@@ -7,6 +7,7 @@ can show is in scripts/check_cuda.py.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import gc
 import json
 import mmap
@@ -33,7 +34,11 @@ from test_random_graphs import Case
 from test_random_graphs import cases as random_cases
 
 import relu_ops
-from relu_ops import graphs
+from relu_ops import cli, graphs, hosts
+from relu_ops.bench import cases as bench_cases
+from relu_ops.bench import checking
+from relu_ops.bench.peers import device as by_driver
+from relu_ops.bench.peers.problem import Problem
 from relu_ops.bundle import store as bundle
 from relu_ops.compiler import frontend
 from relu_ops.contract import reference
@@ -656,10 +661,57 @@ def test_what_is_written_beside_an_output_is_found() -> None:
     y = DeviceArray(np.zeros(4, np.float32), 0)
     y.copy_to(np.zeros(4, np.float32))
     byte = np.zeros(1, np.uint8)
-    driver.copy_in(0, y._address + y._first + 16, byte.ctypes.data, 1)
+    driver.copy_in(0, y._address + y._mirror.first + 16, byte.ctypes.data, 1)
     with pytest.raises(AssertionError, match=r"^byte 16 from an output's begin was written"):
         y.copy_to(np.zeros(4, np.float32))
     y.free()
+
+
+def test_a_device_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = Path(__file__).parents[1] / "stand_in_ssh.py"
+    monkeypatch.setenv("RELU_OPS_SSH", f"'{sys.executable}' '{stand_in}'")
+    with hosts.connect("alpha", sys.executable) as alpha:
+        assert [gpu.name for gpu in alpha.cuda.gpus] == [g.name for g in driver.probe().gpus]
+        report = verify(graphs.leaky_relu(), device="cuda:1", on=alpha)
+        assert report.ok and {row.target for row in report.rows} == {"cuda"}
+        with pytest.raises(DeviceError, match=r"^alpha: "):
+            verify(graphs.relu(), device="cuda:7", on=alpha)
+
+
+def test_a_device_of_another_machine_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the driver alone: nothing but the base install is needed there."""
+    stand_in = Path(__file__).parents[1] / "stand_in_ssh.py"
+    monkeypatch.setenv("RELU_OPS_SSH", f"'{sys.executable}' '{stand_in}'")
+    monkeypatch.setenv("STAND_IN_FOLDER", str(tmp_path / "startup"))
+    few = ("--target", "cuda", "--size", "16", "--size", "4k", "--quick", "--json")
+    there = ("--on", "base", "--python", sys.executable)
+    before = simulated_cuda.driver().simulated_memory()
+    for where in ((), there):
+        assert cli.main(["bench", "--graph", "scale_bias_leaky_relu", *few, *where]) == 0
+        found = json.loads(capsys.readouterr().out)
+        timed = {(t["contestant"], t.get("verified", "")) for t in found["timings"]}
+        assert timed == {
+            ("relu_ops_cuda", "bit for bit with the NumPy reference"),
+            ("limit: device-to-device copy", ""),
+        }
+        assert {t["elements"] for t in found["timings"]} == {16, 4096}
+    gc.collect()
+    assert simulated_cuda.driver().simulated_memory() == before
+
+
+def test_a_device_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outputs hold what they must not keep before the call is checked."""
+    monkeypatch.setattr(by_driver, "_clock", lambda *_: lambda repeats: 1e-6 * repeats)
+    operator = simulated_cuda.called_from_here(graphs.relu()).operator
+    x, y = np.linspace(-1, 1, 16, dtype=np.float32), np.empty(16, np.float32)
+    case = bench_cases.find("relu")
+    made = by_driver.bound(Problem(case, "float32", "cuda", operator, [x], [y], 1))
+    wanted = [np.maximum(x, 0)]
+    assert not checking.check(case, made, [x], wanted)
+    idle = dataclasses.replace(made, call=lambda: None)
+    assert sum(checking.check(case, idle, [x], wanted).values()) == 16
 
 
 def test_nothing_is_left_in_device_memory() -> None:

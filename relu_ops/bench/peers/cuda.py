@@ -1,20 +1,31 @@
 """Peers on a CUDA device, timed by the device's own events: torch, CuPy, relu_ops, and a copy.
 
-Untested where no device is: then each is left out, and says so.
+Untested where no device is: then each is left out, and says so. Where torch is not installed, or
+is built without CUDA, relu_ops and the copy are timed by the driver alone.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from relu_ops.bench.peers import device
 from relu_ops.bench.peers import torch as eager
 from relu_ops.bench.peers.problem import NO_DEVICE, Arrays, Call, Prepared, Problem, Skipped, idiom
 from relu_ops.bench.peers.torch import as_torch, from_torch
 
 _ABSENT = Skipped(NO_DEVICE, "torch sees no CUDA device")
+
+
+def _torch_sees_a_device() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def _tensors(problem: Problem) -> tuple[Any, list[Any], Any] | None:
@@ -58,11 +69,12 @@ def _device_clock(torch: Any, call: Callable[[], Any]) -> Callable[[int], float]
     return seconds
 
 
-def bound(problem: Problem) -> Prepared | Skipped:
+def bound(problem: Problem) -> Prepared:
     """relu_ops, bound once to tensors on the device."""
+    if not _torch_sees_a_device():
+        return device.bound(problem)
     ready = _tensors(problem)
-    if ready is None:
-        return _ABSENT
+    assert ready is not None
     torch, inputs, y = ready
     return _prepared(torch, problem, y, problem.operator.bind(*inputs, out=y))
 
@@ -142,9 +154,11 @@ def limits(problem: Problem) -> Iterator[tuple[str, Callable[[int], float]]]:
     A copy reads and writes its array once; where an operator reads more, the copy is of a larger
     array, so that the bytes are the same.
     """
-    ready = _tensors(problem)
-    if ready is None:
+    if not _torch_sees_a_device():
+        yield from device.limits(problem)
         return
+    ready = _tensors(problem)
+    assert ready is not None
     torch, inputs, y = ready
     whole = [x for x in inputs if x.numel() == y.numel()]
     half = (sum(x.numel() * x.element_size() for x in (*whole, y)) + 1) // 2

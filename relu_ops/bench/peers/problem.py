@@ -25,8 +25,7 @@ class Problem:
         case: The row of the table.
         dtype: Of the model.
         target: The level that compilers among the peers generate code for.
-        proto: The ONNX model.
-        operator: The same, compiled by relu_ops for the target.
+        operator: The model, compiled by relu_ops for the target.
         inputs: The input arrays.
         outs: The output arrays, made and touched before.
         threads: How many threads a peer may use.
@@ -35,11 +34,17 @@ class Problem:
     case: Case
     dtype: str
     target: str
-    proto: Any
     operator: Any
     inputs: Sequence[np.ndarray]
     outs: Sequence[np.ndarray]
     threads: int
+
+    @property
+    def proto(self) -> Any:
+        """The ONNX model, for peers that take one. Needs onnx."""
+        from relu_ops.compiler import frontend
+
+        return frontend.read_model(self.operator.bundle.model(self.operator.name))
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ One module each: `bundles` and `models` (descriptions as data), `text` (for peop
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from relu_ops import targets
 from relu_ops.bundle.store import Bundle
-from relu_ops.compiler.disassembly import disassembly
+from relu_ops.compiler.cpu.disassembly import disassembly
 from relu_ops.errors import ArgumentError, TargetError, require
 from relu_ops.report.inspect.bundles import bundle_at, describe_bundle
 from relu_ops.report.inspect.models import describe_model
@@ -26,14 +25,7 @@ from relu_ops.targets import Target
 if TYPE_CHECKING:
     from relu_ops.compiler.frontend import Model
 
-__all__ = ["KINDS", "describe", "rebuild_check", "render", "render_rebuild", "source"]
-
-KINDS: Mapping[str, tuple[str, ...]] = {
-    "cpu": ("tir", "llvm", "assembly"),
-    "cuda": ("tir", "cuda"),
-}
-"""The kinds of `source` by the kind of target: TVM's loops, LLVM IR, the machine code that ships;
-and CUDA C++."""
+__all__ = ["describe", "rebuild_check", "render", "render_rebuild", "source"]
 
 _PURPOSE = "relu_ops.report.inspect"
 
@@ -74,7 +66,7 @@ def source(
         path_or_model: As for `describe`.
         target: A target by name; by default "native", the best that this machine runs, for a
             bundle of those that it has.
-        kind: One of `KINDS` for that kind of target. "assembly" of a bundle is what its image
+        kind: One of the `forms` of the target's backend. "assembly" of a bundle is what its image
             holds; everything else is made anew of the model.
         name: Which operator of a bundle; None where it has one.
 
@@ -90,8 +82,8 @@ def source(
     """
     held = bundle_at(path_or_model)
     chosen = _best_target(held) if target in (None, "native") else targets.resolve(target)
-    if kind not in KINDS[chosen.kind]:
-        kinds = ", ".join(KINDS[chosen.kind])
+    if kind not in chosen.backend.forms:
+        kinds = ", ".join(chosen.backend.forms)
         raise ArgumentError(
             f"source: kind must be one of {kinds} for {chosen} (not {kind!r})",
             "tir is TVM's loops, assembly the machine code that ships",
@@ -108,14 +100,12 @@ def source(
         return disassembly(held.image(chosen.name), operator)
     for package in ("onnx", "tvm"):
         require(package, "compile", f"{_PURPOSE}.source")
-    from relu_ops.compiler import codegen, frontend, image
-    from relu_ops.compiler.cuda import codegen as codegen_cuda
+    from relu_ops.compiler import backends, frontend, image
 
     graph = frontend.import_model(held.model(operator) if held and operator else path_or_model)
     if kind == "assembly":
         return disassembly(image.build([(graph.name, graph)], chosen), graph.name)
-    makers = {"cpu": codegen.sources, "cuda": codegen_cuda.sources}
-    return getattr(makers[chosen.kind](graph, chosen), kind)
+    return getattr(backends.of(chosen).sources(graph, chosen), kind)
 
 
 def _best_target(held: Bundle | None) -> Target:

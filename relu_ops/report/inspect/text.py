@@ -105,9 +105,9 @@ def _show_targets(description: Mapping[str, Any]) -> list[str]:
 
 def _show_where(target: Mapping[str, Any]) -> str:
     """Where a target runs; of CUDA, which drivers and devices an image is for."""
-    if targets.parse(target["name"]).kind == "cuda" and "requires" in target:
-        version, *codes = target["requires"]
-        return f"for CUDA {version.removeprefix('cuda_')}: {', '.join(codes)}"
+    devices = targets.parse(target["name"]).backend.devices(target.get("requires", ()))
+    if devices is not None:
+        return devices
     return "runs here" if target["runs_here"] else f"not here: {target['why_not']}"
 
 

@@ -10,7 +10,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-#include <xmmintrin.h>
 
 #include "../../../relu_ops/native/mapping.h"
 #include "../../../relu_ops/native/plan.h"
@@ -91,7 +90,7 @@ const relu_ops_host_threads HOST = {run_on_host, &host_chunks, 3};
 /* ---- kernels ------------------------------------------------------------------------------------- */
 
 atomic_llong streamed, called, helped;
-atomic_uint modes_seen;
+atomic_ullong modes_seen;
 atomic_int late;
 
 /* Every element: the sum of the leaves, and one. All numbers are small integers, so that it is exact. */
@@ -101,7 +100,7 @@ static void add_up(int leaves, char* const* data, const int64_t* row, const int6
   bool is_worker = syscall(SYS_gettid) != getpid();
   if (is_worker) atomic_fetch_add(&helped, 1);
   if (atomic_load(&late) == (is_worker ? LATE_WORKERS : LATE_CALLER)) pause_for(5);
-  atomic_fetch_or(&modes_seen, _mm_getcsr() & 0xE040u);
+  atomic_fetch_or(&modes_seen, arch_float_mode() & STRANGE);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < n; ++i) {
       float sum = 1;
@@ -115,9 +114,11 @@ static void check_pattern(const int8_t* pattern, int operands, const int64_t* in
   for (int k = 0; k < operands; ++k) CHECK(pattern[k] < 0 || pattern[k] == inner[k]);
 }
 
-static void check_stream(const char* out, int64_t rows, int64_t n) {
-  CHECK((uintptr_t)out % VECTOR_BYTES == 0 && rows == 1);
-  atomic_fetch_add(&streamed, n);
+/* Whole cache lines, in every row. */
+static void check_stream(const char* out, int64_t row, int64_t rows, int64_t n) {
+  const int64_t line = 64 / sizeof(float);
+  CHECK((uintptr_t)out % 64 == 0 && n % line == 0 && (rows == 1 || row % line == 0));
+  atomic_fetch_add(&streamed, rows * n);
 }
 
 static const int8_t ALIKE[MOST_LEAVES + 1] = {1, 1, 1, 1}, ANY[MOST_LEAVES + 1] = {-1, -1, -1, -1};
@@ -127,7 +128,7 @@ static const int8_t SCALED[MOST_LEAVES + 1] = {1, 0, 1};
   static void name(char* const* data, const int64_t* row, const int64_t* inner, int64_t rows,    \
                    int64_t n) {                                                                  \
     check_pattern(pattern, leaves + 1, inner);                                                   \
-    if (streams) check_stream(data[leaves], rows, n);                                            \
+    if (streams) check_stream(data[leaves], row[leaves], rows, n);                               \
     add_up(leaves, data, row, inner, rows, n);                                                   \
   }
 

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../../relu_ops/native/arch.h"
 #include "../../../relu_ops/native/core.h"
 
 #ifdef __SANITIZE_THREAD__
@@ -50,6 +51,10 @@ void check_text(const char* file, int line, const char* found, const char* wante
 /* Leave a test that cannot be done here. */
 _Noreturn void skip(const char* reason);
 
+/* What no kernel meets of how a thread computes with floats, and what is the caller's again afterwards. */
+#define STRANGE ((ArchFloatMode)~arch_exact_float_mode((ArchFloatMode)~0ull))
+#define KEPT (STRANGE | arch_exact_float_mode(0))
+
 /* ---- the process --------------------------------------------------------------------------------- */
 
 #define NEVER INT64_MAX
@@ -67,9 +72,9 @@ extern atomic_llong host_chunks; /* of its last job */
 enum { VECTOR_BYTES = 64, MOST_LEAVES = 3 };
 
 /* What kernels have seen: elements that went past the cache, calls, calls by other threads than the first,
- * and bits of MXCSR that were set and should not have been. */
+ * and bits of a mode (STRANGE) that were set and should not have been. */
 extern atomic_llong streamed, called, helped;
-extern atomic_uint modes_seen;
+extern atomic_ullong modes_seen;
 
 /* Who takes his time for each call of a kernel: 5 ms. */
 enum { NOBODY_LATE, LATE_CALLER, LATE_WORKERS };

@@ -446,14 +446,15 @@ static void memory_is_short(void) {
   enum { COUNT = RELU_OPS_MOST_OUTPUTS };
   static DLTensor x[COUNT], y[COUNT];
   static float memory[4 * COUNT];
+  static const int64_t two[] = {2}; /* which outlives the loop */
   char message[128];
   relu_ops_bound* bound = NULL;
   limit_memory(32 << 20);
   call_many(COUNT, false);
   relu_ops_operator* op = each_of(COUNT, true);
   for (int k = 0; k < COUNT; ++k) {
-    x[k] = tensor(memory, 1, DIMS(2));
-    y[k] = tensor(memory + 2 * k, 1, DIMS(2));
+    x[k] = tensor(memory, 1, two);
+    y[k] = tensor(memory + 2 * k, 1, two);
   }
   y[1].shape = x[1].shape = (int64_t*)DIMS(1);
   snprintf(message, sizeof(message), "f: there is no memory for the plan of a call (%zu bytes)",

@@ -196,15 +196,17 @@ static void a_quota_makes_threads_fewer(void) {
 
 static void caches(void) {
   plant();
-  CHECK(last_level_cache_bytes(tree) == USUAL_CACHE_BYTES);
+  CHECK(last_level_cache_bytes(tree, 2) == USUAL_CACHE_BYTES);
   put("/sys/devices/system/cpu/cpu0/cache/index0/size", "48K\n");
   put("/sys/devices/system/cpu/cpu0/cache/index2/size", "2M\n");
-  CHECK(last_level_cache_bytes(tree) == 2 << 20);
+  CHECK(last_level_cache_bytes(tree, 2) == 2 << 20);
   put("/sys/devices/system/cpu/cpu0/cache/index3/size", "16384K\n");
-  CHECK(last_level_cache_bytes(tree) == 16 << 20);
+  CHECK(last_level_cache_bytes(tree, 2) == 16 << 20);
   CHECK(default_of(tree, 1).stream_bytes == 20 << 20);
+  put("/sys/devices/system/cpu/cpu0/cache/index3/size", "266240K\n");
+  CHECK(last_level_cache_bytes(tree, 2) == 128 << 20 && last_level_cache_bytes(tree, 8) == 260 << 20);
   put("/sys/devices/system/cpu/cpu0/cache/index3/size", "lots\n");
-  CHECK(last_level_cache_bytes(tree) == 2 << 20);
+  CHECK(last_level_cache_bytes(tree, 2) == 2 << 20);
   remove_tree();
 }
 

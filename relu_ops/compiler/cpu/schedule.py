@@ -1,7 +1,7 @@
-"""Schedules a graph for x86: which loops, which vectors, which tails.
+"""Schedules a graph for a processor: which loops, which vectors, which tails.
 
 A kernel computes a tile: `rows` rows of `n` elements, in one combination of patterns (see
-schedule.py). The runtime collapses dimensions (plan.c) and chooses among the kernels (run_cpu.c).
+patterns.py). The runtime collapses dimensions (plan.c) and chooses among the kernels (run_cpu.c).
 Every kernel of every graph has the parameters of KernelCall in core.h: the number of operands is in
 none of them, so that nothing has to be compiled between a plan and a kernel.
 
@@ -21,15 +21,14 @@ import numpy as np
 from tvm import ir as tvm_ir
 from tvm import tirx
 
-from relu_ops.compiler import lookup, rules
+from relu_ops.compiler import rules
+from relu_ops.compiler.cpu import lookup
+from relu_ops.compiler.cpu.lookup import Tables
 from relu_ops.compiler.emitter import Emitter, Operand, storage_type
 from relu_ops.compiler.patterns import REPEATED, STRIDED, leaves_of, pattern_sets
 from relu_ops.contract import ir
 from relu_ops.contract.semantics import DTYPES
 from relu_ops.targets import Target
-
-_SMALLEST_STREAM = 16
-"""Bytes of the narrowest streaming store (movntps)."""
 
 _ENOUGH_BYTES = 32
 """Bytes of a vector where nothing is widened or looked up, so that memory decides.
@@ -57,11 +56,17 @@ class Kernel:
     vector_bytes: int
 
 
-def schedule(graph: ir.Graph, target: Target) -> list[Kernel]:
-    """Make every kernel of a graph for a target."""
+def schedule(graph: ir.Graph, target: Target, tables: Tables) -> list[Kernel]:
+    """Make every kernel of a graph for a target.
+
+    Args:
+        graph: The graph.
+        target: A CPU target.
+        tables: How its processor looks numbers up.
+    """
     table = lookup.table_of(graph)
     return [
-        _kernel(graph, target, f"tile_{number}", patterns, table)
+        _kernel(graph, target, tables, f"tile_{number}", patterns, table)
         for number, patterns in enumerate(pattern_sets(graph))
     ]
 
@@ -69,16 +74,17 @@ def schedule(graph: ir.Graph, target: Target) -> list[Kernel]:
 def _kernel(
     graph: ir.Graph,
     target: Target,
+    tables: Tables,
     name: str,
     patterns: tuple[int, ...],
     table: np.ndarray | None,
 ) -> Kernel:
     """A kernel and, for one contiguous output of whole vectors, its streaming twin."""
-    make = functools.partial(_Scheduler, graph, target, name, patterns, table)
+    make = functools.partial(_Scheduler, graph, target, tables, name, patterns, table)
     plain, streaming = make(), make(stream=True)
     itemsize = DTYPES[plain.dtypes[-1]].itemsize
     # A streaming store writes around the cache, a whole vector at a time.
-    can_stream = len(graph.outputs) == 1 and streaming.lanes * itemsize >= _SMALLEST_STREAM
+    can_stream = len(graph.outputs) == 1 and streaming.lanes * itemsize >= target.smallest_stream
     stream = streaming.run() if can_stream else None
     return Kernel(name, patterns, plain.run(), stream, plain.lanes * itemsize)
 
@@ -90,6 +96,7 @@ class _Scheduler:
         self,
         graph: ir.Graph,
         target: Target,
+        tables: Tables,
         name: str,
         patterns: tuple[int, ...],
         table: np.ndarray | None,
@@ -99,6 +106,7 @@ class _Scheduler:
         self.stream = stream
         self.graph = graph
         self.target = target
+        self.tables = tables
         self.name = f"{name}_stream" if stream else name
         self.patterns = patterns
         self.leaves = leaves_of(graph)
@@ -239,7 +247,8 @@ class _Scheduler:
             statements,
             self.externs,
             native_float16=self.target.native_float16,
-            cheap_select="avx" in self.target.flags,
+            cheap_select=self.target.cheap_select,
+            slope_of=self.tables.slope_of,
         )
 
     def _elements(self, start: Any, lanes: int) -> list[Any]:
@@ -266,7 +275,7 @@ class _Scheduler:
             return rules.lower(self.graph, emitter, leaf)
         emitter.fills_registers = True
         x = emitter.loaded(self.leaves[0].dtype, self._load(0, start, emitter.lanes))
-        name, text = lookup.function_of(self.table, emitter.lanes)
+        name, text = lookup.function_of(self.table, emitter.lanes, self.tables.schemes)
         self.externs[name] = text
         dtype = self.dtypes[-1]
         found = tirx.call_pure_extern(emitter.type(dtype), name, x.expr)

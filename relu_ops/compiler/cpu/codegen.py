@@ -10,27 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
 import tvm
 
+from relu_ops.compiler.cpu.schedule import Kernel
 from relu_ops.compiler.layout import LINE
-from relu_ops.compiler.x86 import schedule as schedule_x86
-from relu_ops.compiler.x86.schedule import Kernel
-from relu_ops.contract import ir
+from relu_ops.compiler.lock import LOCK
 from relu_ops.errors import BuildError
-from relu_ops.targets import Target
-
-LOCK = threading.RLock()
-"""Held while TVM generates code. LLVM's options are the process's, TVM sets them for each build and
-releases the GIL: of 180 builds in three threads without a lock 4 gave other bytes (2026-11-28)."""
-
-# A process that forks while another of its threads is building would leave the child with half a
-# build: wait for its end, which comes within some tens of milliseconds.
-os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 # Where a short loop lies across two lines of the instruction cache, the processor fetches both for
 # every turn: leaky_relu of 64k float32 takes 4.2 us so, and 2.4 in one line (AMD EPYC, one thread,
@@ -41,10 +30,6 @@ _LLVM_OPTIONS = [
     f"-align-all-{what}:uint={LINE.bit_length() - 1}" for what in ("functions", "blocks")
 ]
 
-# ELF objects for the C calling convention of Linux, whatever system this is built on; there is
-# nothing else of the system in them.
-_TRIPLE = "x86_64-unknown-linux-gnu"
-
 
 @dataclass(frozen=True)
 class Sources:
@@ -54,12 +39,12 @@ class Sources:
     llvm: str
 
 
-def object_code(kernels: Sequence[Kernel], target: Target) -> bytes:
-    """Compile kernels for an x86 target.
+def object_code(kernels: Sequence[Kernel], options: Mapping[str, object]) -> bytes:
+    """Compile kernels for a processor.
 
     Args:
         kernels: The kernels of one graph.
-        target: A CPU target.
+        options: What LLVM is told of the processor.
 
     Returns:
         An ELF object, in which each kernel has the name of its function.
@@ -69,22 +54,20 @@ def object_code(kernels: Sequence[Kernel], target: Target) -> bytes:
     """
     with _scratch_file() as (path, file), LOCK:
         # LLVM makes the machine code in the second of these calls, under the same options.
-        _module(kernels, target).write_to_file(path, "o")
+        _module(kernels, options).write_to_file(path, "o")
         return file.read()
 
 
-def sources(graph: ir.Graph, target: Target) -> Sources:
-    """The intermediate forms of a graph's kernels for an x86 target."""
+def sources(kernels: Sequence[Kernel], options: Mapping[str, object]) -> Sources:
+    """The intermediate forms of a graph's kernels."""
     with LOCK:
-        kernels = schedule_x86.schedule(graph, target)
-        llvm = _module(kernels, target).inspect_source("ll")
+        llvm = _module(kernels, options).inspect_source("ll")
     return Sources("\n".join(function.script() for function in functions(kernels)), llvm)
 
 
-def _module(kernels: Sequence[Kernel], target: Target) -> Any:
+def _module(kernels: Sequence[Kernel], options: Mapping[str, object]) -> Any:
     """Run TVM's LLVM code generation, with no simplifier before it (see emitter)."""
-    options = {"mtriple": _TRIPLE, "mcpu": target.name, "cl-opt": _LLVM_OPTIONS}
-    tvm_target = tvm.target.Target({"kind": "llvm", **options})
+    tvm_target = tvm.target.Target({"kind": "llvm", "cl-opt": _LLVM_OPTIONS, **options})
     made = {name_of(f): f.with_attr("target", tvm_target) for f in functions(kernels)}
     return tvm.get_global_func("target.build.llvm")(tvm.IRModule(made), tvm_target)
 

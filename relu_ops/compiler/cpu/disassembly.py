@@ -6,9 +6,9 @@ have been read by the runtime before, which checks every place that is followed 
 
 from __future__ import annotations
 
+import importlib
 import itertools
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,27 @@ import numpy as np
 
 from relu_ops.compiler import layout
 from relu_ops.errors import ArgumentError, require
+from relu_ops.targets import parse
+
+Instruction = tuple[int, int, str, str]
+"""Address, size, name and operands."""
 
 _PATTERNS = {1: "contiguous", 0: "repeated", -1: "strided"}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How the instructions of a processor are shown: `dialect.DIALECT` of its folder.
+
+    Attributes:
+        decoder: Makes capstone's decoder.
+        fillers: The names of instructions that only fill space.
+        read: Where an instruction reads at a distance from itself, which it does not say; or None.
+    """
+
+    decoder: Callable[[], Any]
+    fillers: tuple[str, ...]
+    read: Callable[[Instruction], int | None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -38,12 +57,12 @@ class Function:
 
 
 def disassembly(image: bytes, operator: str) -> str:
-    """The machine code of an operator, function by function, in AT&T's syntax.
+    """The machine code of an operator, function by function; for x86-64 in AT&T's syntax.
 
     Addresses are places in the image. What an instruction reads by its distance stands beside it.
 
     Args:
-        image: An image for x86-64.
+        image: An image for a processor.
         operator: The name of one of its operators.
 
     Returns:
@@ -54,10 +73,19 @@ def disassembly(image: bytes, operator: str) -> str:
         MissingDependencyError: capstone is not installed.
     """
     require("capstone", "inspect", "disassembling machine code")
+    dialect = _dialect(image)
     return "\n".join(
-        "\n".join([f"{function.name}:  # {', '.join(function.patterns)}", *_lines(function), ""])
+        f"{function.name}:  # {', '.join(function.patterns)}\n"
+        + "".join(f"{line}\n" for line in _lines(function, dialect))
         for function in functions(image, operator)
     )
+
+
+def _dialect(image: bytes) -> Dialect:
+    target = parse(_text(image, np.frombuffer(image, layout.HEADER, 1)[0]["target"]))
+    module = f"relu_ops.compiler.{target.backend.folder}.dialect"
+    dialect: Dialect = importlib.import_module(module).DIALECT
+    return dialect
 
 
 def functions(image: bytes, operator: str) -> list[Function]:
@@ -102,36 +130,22 @@ def _text(image: bytes, text: Any) -> str:
 # -- instructions ------------------------------------------------------------------------------
 
 
-def _lines(function: Function) -> Iterator[str]:
+def _lines(function: Function, dialect: Dialect) -> Iterator[str]:
     """An instruction a line; a run of those that only fill space is one line."""
-    instructions = itertools.groupby(_instructions(function), key=_fills_space)
-    for fills, run in instructions:
+    decoder = dialect.decoder()
+    decoder.skipdata = True  # what it does not know is shown as bytes
+    instructions = decoder.disasm_lite(function.code, function.at)
+    runs = itertools.groupby(instructions, key=lambda one: one[2].startswith(dialect.fillers))
+    for fills, run in runs:
         if fills:
             found = list(run)
             size = sum(size for _, size, _, _ in found)
             yield f"{found[0][0]:8x}:\t# {size} bytes that fill a line"
         else:
-            yield from (_line(*instruction) for instruction in run)
+            yield from (_line(instruction, dialect.read(instruction)) for instruction in run)
 
 
-def _instructions(function: Function) -> Iterator[tuple[int, int, str, str]]:
-    """Address, size, name and operands of each."""
-    import capstone
-
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    decoder.syntax = capstone.CS_OPT_SYNTAX_ATT
-    decoder.skipdata = True  # what it does not know is shown as bytes
-    return iter(decoder.disasm_lite(function.code, function.at))
-
-
-def _fills_space(instruction: tuple[int, int, str, str]) -> bool:
-    return instruction[2].startswith("nop") or instruction[2] == "int3"
-
-
-def _line(at: int, size: int, name: str, operands: str) -> str:
+def _line(instruction: Instruction, read: int | None) -> str:
+    at, _, name, operands = instruction
     line = f"{at:8x}:\t{name}\t{operands}".rstrip()
-    read = re.search(r"(-?)(?:0x)?([0-9a-f]*)\(%rip\)", operands)
-    if not read:
-        return line
-    distance = int(f"{read[1]}{read[2] or 0}", 16)
-    return f"{line}\t# 0x{at + size + distance:x}"
+    return line if read is None else f"{line}\t# 0x{read:x}"

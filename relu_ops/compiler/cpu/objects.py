@@ -8,12 +8,11 @@ is refused, by name.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from elftools.elf.elffile import ELFFile
-from elftools.elf.enums import ENUM_RELOC_TYPE_x64
 from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 
@@ -22,20 +21,54 @@ from relu_ops.errors import BuildError
 
 TEXT = ".text"
 
-# <elf.h>: what sections are, how they are used, and the one kind of relocation that is applied.
+# <elf.h>: what sections are, and how they are used.
 _WRITE, _ALLOCATED, _EXECUTABLE, _MERGED, _STRINGS, _THREAD_LOCAL = 0x1, 0x2, 0x4, 0x10, 0x20, 0x400
-_R_X86_64_PC32 = 2
-_RELOCATIONS = {number: name for name, number in ENUM_RELOC_TYPE_x64.items()}
 _SYMBOLS = ("STT_NOTYPE", "STT_OBJECT", "STT_FUNC", "STT_SECTION", "STT_FILE")
 _ALIGNMENTS = tuple(1 << k for k in range(LINE.bit_length()))
 
-_FIELD = 4
-"""Bytes that a relocation fills: a distance from their own place."""
-
-_IMMEDIATE = 4
-"""At most so many bytes of an instruction follow the field; processors count from their end."""
+WORD = 4
+"""Bytes that a relocation changes."""
 
 _HINT = "relu_ops knows what apache-tvm 0.27 makes of its kernels: install that version"
+
+
+@dataclass(frozen=True)
+class Relocation:
+    """How a word of code gets to know where constants lie, of one type that an object may have.
+
+    Attributes:
+        name: As <elf.h> has it.
+        fill: The word, of what stood there, its own place and the place that is meant; None where
+            it must not be at such a place.
+        reach: How far from the word that may lie, in bytes.
+        behind: How far behind the place that is meant the processor reads, at least.
+        before: How far before what is read that place may lie, at most.
+        multiple: What that place must be a multiple of.
+    """
+
+    name: str
+    fill: Callable[[int, int, int], int | None]
+    reach: int = 1 << 32
+    behind: int = 0
+    before: int = 0
+    multiple: int = 1
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the objects for a processor look like.
+
+    Attributes:
+        machine: As pyelftools calls it: "EM_X86_64".
+        relocations: Those that are applied, by number.
+        names: Of every type of relocation that there is, by number.
+        filler: A byte, of which as many as needed lie between one code and the next, and trap.
+    """
+
+    machine: str
+    relocations: Mapping[int, Relocation]
+    names: Mapping[int, str]
+    filler: bytes
 
 
 @dataclass(frozen=True)
@@ -48,17 +81,19 @@ class Constants:
 
 @dataclass(frozen=True)
 class Reference:
-    """A place in code that holds the distance to a place in constants.
+    """A word of code that depends on a place in constants.
 
     Attributes:
         at: Where in the code.
         section: Which of the constants.
-        offset: Where in these, as seen from the place itself.
+        offset: Where in these.
+        relocation: How it depends.
     """
 
     at: int
     section: int
     offset: int
+    relocation: Relocation
 
 
 @dataclass(frozen=True)
@@ -70,27 +105,30 @@ class Code:
         constants: What it reads.
         references: Where it does.
         entries: Where in the code each kernel begins, in the order in which they were asked for.
+        filler: A byte that may lie behind it: see `Form`.
     """
 
     text: bytes
     constants: tuple[Constants, ...]
     references: tuple[Reference, ...]
     entries: tuple[int, ...]
+    filler: bytes
 
 
-def read(content: bytes, kernels: Iterable[str], what: str) -> Code:
+def read(content: bytes, kernels: Iterable[str], what: str, form: Form) -> Code:
     """Take an object apart.
 
     Args:
         content: An ELF object.
         kernels: The names of the functions that are called.
         what: What it was made of, as the subject of messages: "relu for x86-64-v3".
+        form: What it must look like.
 
     Raises:
         BuildError: It is no such object, or holds or needs something that an image cannot give it.
     """
     try:
-        return _Object(content, what).code(kernels)
+        return _Object(content, what, form).code(kernels)
     except BuildError:
         raise
     except Exception as error:  # pyelftools meets damage with whatever error it leads to
@@ -103,8 +141,9 @@ def read(content: bytes, kernels: Iterable[str], what: str) -> Code:
 class _Object:
     """An ELF object, each of its parts checked before it is used."""
 
-    def __init__(self, content: bytes, what: str) -> None:
+    def __init__(self, content: bytes, what: str, form: Form) -> None:
         self.what = what
+        self.form = form
         self.elf = ELFFile(io.BytesIO(content))
         self._check_machine()
         self.sections = list(self.elf.iter_sections())
@@ -130,12 +169,13 @@ class _Object:
             self.refuse(f"has {len(texts)} sections {TEXT} (it must have one)")
         text = self._content(texts[0])
         means = [self._reference(r, len(text)) for r in self._relocations(texts[0])]
-        used = sorted({section for _, section, _ in means})
+        used = sorted({one.section for one in means})
         return Code(
             text,
             tuple(self._constants(k) for k in used),
-            tuple(Reference(at, used.index(section), offset) for at, section, offset in means),
+            tuple(replace(one, section=used.index(one.section)) for one in means),
             tuple(self._entry(name, texts[0], len(text)) for name in kernels),
+            self.form.filler,
         )
 
     # -- what there is ---------------------------------------------------------------------
@@ -143,7 +183,7 @@ class _Object:
     def _check_machine(self) -> None:
         header = self.elf.header
         found = (header.e_ident.EI_CLASS, header.e_ident.EI_DATA, header.e_machine, header.e_type)
-        wanted = ("ELFCLASS64", "ELFDATA2LSB", "EM_X86_64", "ET_REL")
+        wanted = ("ELFCLASS64", "ELFDATA2LSB", self.form.machine, "ET_REL")
         if found != wanted:
             self.refuse(f"is {', '.join(map(str, found))} (it must be {', '.join(wanted)})")
 
@@ -199,26 +239,34 @@ class _Object:
             if isinstance(section, RelocationSection) and section["sh_info"] == number:
                 yield from section.iter_relocations()
 
-    def _reference(self, relocation: Any, size: int) -> tuple[int, int, int]:
-        """A place in the code, the section that it means, and where in that."""
-        at = relocation["r_offset"]
+    def _reference(self, relocation: Any, size: int) -> Reference:
+        """A word of the code, with the number of the section that it means."""
+        at, number = relocation["r_offset"], relocation["r_info_type"]
         where = f"at {at} of {TEXT}"
-        if relocation["r_info_type"] != _R_X86_64_PC32 or not relocation.is_RELA():
-            name = _RELOCATIONS.get(relocation["r_info_type"], relocation["r_info_type"])
-            self.refuse(f"has a relocation {name} {where} (it must be R_X86_64_PC32)")
-        if at > size - _FIELD:
+        kind = self.form.relocations.get(number)
+        if kind is None or not relocation.is_RELA():
+            allowed = " or ".join(each.name for each in self.form.relocations.values())
+            name = self.form.names.get(number, number)
+            self.refuse(f"has a relocation {name} {where} (it must be {allowed})")
+        if at > size - WORD:
             self.refuse(f"has a relocation {where}, which has {size} bytes")
         symbol = self.symbols[relocation["r_info_sym"]]
         section = self.sections[symbol["st_shndx"]]
         if not (_is_constants(section.name) and section["sh_flags"] & _ALLOCATED):
             self.refuse(f"has a relocation {where} to {section.name} (it must be to .rodata)")
         offset = symbol["st_value"] + relocation["r_addend"]
-        if not -_FIELD - _IMMEDIATE <= offset < section["sh_size"] - _FIELD:
+        read = offset + kind.behind
+        if not -kind.before <= read < section["sh_size"]:
             self.refuse(
-                f"has a relocation {where} to {offset + _FIELD} of {section.name}, which has "
+                f"has a relocation {where} to {read} of {section.name}, which has "
                 f"{section['sh_size']} bytes"
             )
-        return at, symbol["st_shndx"], offset
+        if offset % kind.multiple or section["sh_addralign"] % kind.multiple:
+            self.refuse(
+                f"has a relocation {kind.name} {where} to {offset} of {section.name}, which lies "
+                f"at a multiple of {section['sh_addralign']} (it must be to one of {kind.multiple})"
+            )
+        return Reference(at, symbol["st_shndx"], offset, kind)
 
     def _entry(self, name: str, text: int, size: int) -> int:
         for symbol in self.symbols:

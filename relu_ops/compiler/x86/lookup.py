@@ -1,29 +1,20 @@
-"""Tables instead of arithmetic: bytes and words that a vector instruction looks up.
+"""How x86-64 looks numbers up: by shuffles.
 
-What a table holds is what the contract (`reference`) says, so the bits are the same:
-
-- a graph of one 8-bit number (dequantize, activate, quantize) maps every input byte to an output
-  byte, and its division costs more than all memory traffic: a table of 256 results, which every
-  vector of 16 bytes and more looks up by one of `_SCHEMES`, whatever its target. Quantized
-  leaky_relu of 64k int8 on one thread takes 11 us instead of 55 on x86-64-v2 and 5 instead of 32
-  on x86-64-v3 (with a table of random bytes 14 and 7; with a load for every byte 23 and 25), 1M on
-  two threads 45 instead of 239 on x86-64-v4 (AMD EPYC, Zen 4, 2026-11-21);
-- leaky_relu of bfloat16: what the product with the slope adds to the bits of a number depends on
-  the 7 bits of its significand alone, unless the result leaves the normal numbers (1M elements,
-  2 threads: 31 us instead of 78; same machine). Only AVX-512 looks words up.
+Beside the tables of bytes there is one for leaky_relu of bfloat16: what the product with the slope
+adds to the bits of a number depends on the 7 bits of its significand alone, unless the result
+leaves the normal numbers (1M elements, 2 threads: 31 us instead of 78; AMD EPYC, Zen 4,
+2026-11-21). Only AVX-512 looks words up.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from relu_ops.compiler.patterns import leaves_of
-from relu_ops.contract import ir, reference
+from relu_ops.compiler.cpu.lookup import Scheme, Tables, constant, every_byte
+from relu_ops.compiler.emitter import Slope
+from relu_ops.contract import reference
 from relu_ops.contract.semantics import DTYPES
 
 WORDS = 32
@@ -40,72 +31,6 @@ _INSTRUCTIONS = {
 _PICK = _INSTRUCTIONS[64]
 
 
-def table_of(graph: ir.Graph) -> np.ndarray | None:
-    """The result for every input byte, in the order of the bytes; None where it is none of those.
-
-    A graph that stays within 8 bits is left to arithmetic, which is as fast.
-    """
-    leaves = leaves_of(graph)
-    if len(leaves) != 1 or len(graph.outputs) != 1 or len(graph.inputs) != 1:
-        return None
-    value, output = graph.values[leaves[0].value], graph.values[graph.outputs[0].value]
-    if value.kind != "input" or not _is_byte(leaves[0].dtype) or not _is_byte(output.dtype):
-        return None
-    if all(DTYPES[graph.values[index].dtype].bits <= 8 for index in graph.live_values()):
-        return None
-    rank = 1 if graph.inputs[0].shape is None else len(graph.inputs[0].shape)
-    if rank == 0:
-        return None
-    every = np.arange(256, dtype=np.uint8).view(DTYPES[leaves[0].dtype].numpy)
-    with np.errstate(all="ignore"):
-        (results,) = reference.evaluate(graph, [every.reshape(256, *(1,) * (rank - 1))])
-    return results.reshape(-1).view(np.uint8) if results.size == 256 else None
-
-
-def _is_byte(dtype: str) -> bool:
-    return DTYPES[dtype].kind in ("int", "uint") and DTYPES[dtype].bits == 8
-
-
-def function_of(table: np.ndarray, lanes: int) -> tuple[str, str]:
-    """The name and the LLVM IR of a function of `lanes` bytes to as many.
-
-    Args:
-        table: The result for every byte.
-        lanes: A power of two; the target has vectors of that many bytes.
-    """
-    name = f"relu_ops.lookup.{hashlib.sha256(table.tobytes()).hexdigest()[:16]}.x{lanes}"
-    if lanes == 1:
-        return name, _loaded(name, table)
-    return name, _SCHEMES.get(lanes, _one_by_one)(name, table, lanes)
-
-
-def _loaded(name: str, table: np.ndarray) -> str:
-    entries = ", ".join(f"i8 {entry}" for entry in table)
-    return (
-        f"@{name}.table = private unnamed_addr constant [256 x i8] [{entries}], align 64\n"
-        f"define internal i8 @{name}(i8 %x) alwaysinline {{\n"
-        "  %i = zext i8 %x to i64\n"
-        f"  %p = getelementptr [256 x i8], ptr @{name}.table, i64 0, i64 %i\n"
-        "  %r = load i8, ptr %p\n  ret i8 %r\n}\n"
-    )
-
-
-def _one_by_one(name: str, table: np.ndarray, lanes: int) -> str:
-    """A load for every byte: for tails, where a padded vector gains nothing.
-
-    A row of 15 int8 takes 5 ns so and 8 by shuffles on x86-64-v2 (AMD EPYC, Zen 4, 2026-11-21).
-    """
-    kind, one = f"<{lanes} x i8>", f"{name}.one"
-    lines = [f"define internal {kind} @{name}({kind} %x) alwaysinline {{"]
-    for k in range(lanes):
-        lines += [
-            f"  %x{k} = extractelement {kind} %x, i32 {k}",
-            f"  %y{k} = call i8 @{one}(i8 %x{k})",
-            f"  %r{k} = insertelement {kind} {f'%r{k - 1}' if k else 'poison'}, i8 %y{k}, i32 {k}",
-        ]
-    return _loaded(one, table) + "\n".join([*lines, f"  ret {kind} %r{lanes - 1}\n}}\n"])
-
-
 def _by_nibbles(name: str, table: np.ndarray, lanes: int) -> str:
     """Four bits pick from rows of 16 results, three bits the row, the highest one the half.
 
@@ -120,7 +45,7 @@ def _by_nibbles(name: str, table: np.ndarray, lanes: int) -> str:
     lines = [
         f"declare {kind} {_INSTRUCTIONS[lanes]}({kind}, {kind})",
         f"define internal {kind} @{name}({kind} %x) alwaysinline {{",
-        f"  %upper = xor {kind} %x, {_bytes(128, lanes)}",
+        f"  %upper = xor {kind} %x, {every_byte(128, lanes)}",
     ]
     for k in range(8):
         lines += [
@@ -130,7 +55,7 @@ def _by_nibbles(name: str, table: np.ndarray, lanes: int) -> str:
         ]
     for bit, count in ((16, 4), (32, 2), (64, 1)):
         lines += _halved(bit, count, lanes)
-    lines += [f"  %r = xor {kind} %y0.of1, {_bytes(frequent, lanes)}", f"  ret {kind} %r\n}}\n"]
+    lines += [f"  %r = xor {kind} %y0.of1, {every_byte(frequent, lanes)}", f"  ret {kind} %r\n}}\n"]
     return "\n".join(lines)
 
 
@@ -139,7 +64,7 @@ def _picked_byte(row: np.ndarray, index: str, lanes: int) -> str:
     kind = f"<{lanes} x i8>"
     if not row.any():
         return f"or {kind} zeroinitializer, zeroinitializer"
-    repeated = _constant(np.tile(row, lanes // 16), "i8")
+    repeated = constant(np.tile(row, lanes // 16), "i8")
     return f"call {kind} {_INSTRUCTIONS[lanes]}({kind} {repeated}, {kind} {index})"
 
 
@@ -152,7 +77,7 @@ def _halved(bit: int, count: int, lanes: int) -> list[str]:
         for k in range(count)
     ]
     return [
-        f"  %bit{bit} = and {kind} %x, {_bytes(bit, lanes)}",
+        f"  %bit{bit} = and {kind} %x, {every_byte(bit, lanes)}",
         f"  %set{bit} = icmp ne {kind} %bit{bit}, zeroinitializer",
         *chosen,
     ]
@@ -202,19 +127,15 @@ def _picked(table: np.ndarray, index: str) -> tuple[str, str]:
     return low, high
 
 
-def _constant(numbers: np.ndarray | list[int], element: str = "i16") -> str:
-    return f"<{', '.join(f'{element} {int(number)}' for number in numbers)}>"
+def _constant(numbers: np.ndarray | list[int]) -> str:
+    return constant(numbers, "i16")
 
 
 def _every(number: int) -> str:
     return _constant([number] * WORDS)
 
 
-def _bytes(number: int, lanes: int) -> str:
-    return _constant([number] * lanes, "i8")
-
-
-_SCHEMES: dict[int, Callable[[str, np.ndarray, int], str]] = {
+_SCHEMES: dict[int, Scheme] = {
     16: _by_nibbles,
     32: _by_nibbles,
     64: _by_words,
@@ -227,25 +148,12 @@ subtractions: 0.86 to 1.3 times the time, by the table.
 """
 
 
-@dataclass(frozen=True)
-class Slope:
-    """Leaky ReLU of 32 bfloat16 patterns at once: names and LLVM IR of two functions.
-
-    Attributes:
-        results: Of 32 patterns to those of their results.
-        misses: Of 32 patterns to an int32 that is not 0 where one of those results is wrong.
-    """
-
-    results: tuple[str, str]
-    misses: tuple[str, str]
-
-
 _EXPONENT_OF_ONE = 127
 
 
 @functools.cache
 def slope_of(slope: int) -> Slope | None:
-    """Leaky ReLU with a slope of that pattern; None where a table does not help.
+    """Leaky ReLU of `WORDS` patterns with a slope of that one; None where a table does not help.
 
     Multiplies every negative bfloat16. The table has what that adds to their patterns, by the
     significand; it holds for a range of exponents.
@@ -306,3 +214,6 @@ def _misses(name: str, held: list[str]) -> tuple[str, str]:
         "  %r = zext i1 %any to i32\n  ret i32 %r\n}\n",
     ]
     return name, "\n".join(text)
+
+
+TABLES = Tables(_SCHEMES, lambda lanes, slope: slope_of(slope) if lanes == WORDS else None)

@@ -1,0 +1,1 @@
+"""Kernels for processors: what is the same for all of them."""
