@@ -76,11 +76,17 @@ def command(program: Path, page_bytes: int = 4096) -> list[str]:
 
 
 @functools.cache
+def core() -> Path:
+    """The core as a library."""
+    return build("librelu_ops.so", "-shared", "-fPIC", *core_sources())
+
+
+@functools.cache
 def _program() -> Path:
-    core = build("librelu_ops.so", "-shared", "-fPIC", *core_sources())
+    folder = core().parent
     return build(
-        *("emulated", ROOT / "tests/native/emulated.c", f"-L{core.parent}", "-lrelu_ops"),
-        f"-Wl,-rpath,{core.parent}",
+        *("emulated", ROOT / "tests/native/emulated.c", f"-L{folder}", "-lrelu_ops"),
+        f"-Wl,-rpath,{folder}",
     )
 
 

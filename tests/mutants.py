@@ -201,6 +201,27 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
+        "flushing and rounding towards zero stay as the caller has them",
+        "relu_ops/native/arch_aarch64.h",
+        "return mode & ~UINT64_C(0x07C8BF07);",
+        "return mode & ~UINT64_C(0x00C00000);",
+        of("aarch64", "test_runtime[float_modes]"),
+    ),
+    Mutant(
+        "tables are looked up a quarter too far",
+        "relu_ops/compiler/aarch64/lookup.py",
+        "_QUARTER * (number - 1)",
+        "_QUARTER * number",
+        of("aarch64", "test_any_table_at_every_length[4]"),
+    ),
+    Mutant(
+        "instruction caches are not told of code",
+        "relu_ops/native/mapping.c",
+        "if (mapping->executable) arch_code_was_written(made, mapping->size);",
+        "",
+        of("aarch64", "test_code_that_was_written_is_told_of"),
+    ),
+    Mutant(
         "an image for x86-64 is said to run on AArch64",
         "relu_ops/targets.py",
         "if architecture not in self.processors:",

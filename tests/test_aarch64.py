@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import re
 import sys
 import zipfile
 from collections.abc import Callable
@@ -71,6 +72,13 @@ def test_runtime(runtime: Path, name: str) -> None:
     if done.returncode == test_native.SKIPPED:
         pytest.skip(done.stderr.strip())
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_code_that_was_written_is_told_of() -> None:
+    """To the instruction caches, by the one instruction that does; QEMU does not need it."""
+    tool = emulation.COMPILER.replace("gcc", "objdump")
+    done = test_native.run([tool, "-d", "--no-show-raw-insn", str(emulation.core())])
+    assert re.search(r"\tic\tivau,", done.stdout), done.stderr
 
 
 def test_pages_of_64_kib(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +181,8 @@ def test_float32_every_pattern(name: str, part: int) -> None:
     assert_same_bits(cases.compiled(model, TARGET)(x), expected(model, [x])[0], name, [x])
 
 
-def emulated_operator(held: Bundle, *, name: str | None, target: str) -> Emulated:
+def emulated_operator(held: Bundle, *, name: str | None, target: str | None, cuda: int) -> Emulated:
+    assert target in (None, TARGET) and cuda < 0
     return Emulated(held.contents, name)
 
 

@@ -24,8 +24,8 @@ from relu_ops.native import _python as native
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("relu_ops", "tests", "pyproject.toml", "CMakeLists.txt")
-BUILDS_ITSELF = "tests/test_native.py"
-"""Its tests compile the runtime's sources where they lie."""
+BUILDS_ITSELF = ("tests/test_native.py", "tests/test_aarch64.py")
+"""Their tests compile the runtime's sources where they lie."""
 
 SAMPLE = ("verify takes any number for a NaN", "build replaces a folder that is no bundle")
 """What the default run tries, of those that are quick."""
