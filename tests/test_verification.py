@@ -15,6 +15,7 @@ import pytest
 import relu_ops
 from relu_ops import cli, compiler, graphs, verification
 from relu_ops.compiler import frontend
+from relu_ops.contract.semantics import DTYPES
 from relu_ops.errors import ArgumentError
 from relu_ops.runtime.operator import Operator
 from relu_ops.verification import (
@@ -165,6 +166,21 @@ def test_an_output_of_its_own_that_is_wrong_is_found(
 
     monkeypatch.setattr(checking, "call", wrong)
     assert not verify(bundle).ok
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(0,), (2, 0, 3), (), (5,)])
+def test_every_output_lies_between_its_guards(dtype: str, shape: tuple[int, ...]) -> None:
+    """One without elements too: what a wrong call writes beside it is nobody else's memory."""
+    expected = np.zeros(shape, DTYPES[dtype].numpy)
+    guarded = calls.Guarded([expected], [shape])
+    (out,) = guarded.prepare()
+    assert (out.shape, out.dtype) == (expected.shape, expected.dtype)
+    for address in (out.ctypes.data - 1, out.ctypes.data + out.nbytes):
+        guarded.prepare()
+        assert not guarded.broken()
+        ctypes.c_uint8.from_address(address).value = 7
+        assert guarded.broken()
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -97,7 +97,8 @@ class Guarded:
         start = -memory.ctypes.data % _GUARD
         memory = memory[start : start + size + 2 * _GUARD]
         self._memories.append(memory)
-        return memory[_GUARD : _GUARD + size].view(expected.dtype).reshape(shape)
+        # Not a slice: of one without elements NumPy forgets where it began.
+        return np.ndarray(shape, expected.dtype, memory, _GUARD)
 
     def prepare(self) -> Arrays:
         """The outputs, spoiled anew: touching fresh memory would take longer than all the rest."""

@@ -7,6 +7,7 @@ dtype they are those of `relu_ops.standard`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -406,7 +407,7 @@ def _leaky_relu_grad_formula(
     return ops.where(ops.gt(y, ops.constant(0, dtype)), dy, ops.mul(dy, slope))
 
 
-_FORMULAS = {
+_FORMULAS: dict[Any, Callable[..., Any]] = {
     RELU: _relu_formula,
     RELU_GRAD: _relu_grad_formula,
     LEAKY_RELU: _leaky_relu_formula,
