@@ -18,7 +18,7 @@ from cases import fresh
 
 from relu_ops import compiler, graphs
 from relu_ops.bundle import store as bundle
-from relu_ops.compiler import disassembly
+from relu_ops.compiler.cpu import disassembly
 from relu_ops.errors import ArgumentError, ArgumentTypeError, BundleError, ReluOpsError
 from relu_ops.native import _python as native
 from relu_ops.runtime import dispatch
