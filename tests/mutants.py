@@ -732,7 +732,7 @@ MUTANTS: tuple[Mutant, ...] = (
         DRIVER,
         "    except EOFError:\n        os._exit(0)\n",
         "    except EOFError:\n        return\n",
-        of("hosts", "test_nothing_is_left_there_when_it_is_stopped[2]"),
+        of("hosts", "test_a_long_work_ends_when_nobody_asks_any_more"),
     ),
     Mutant(
         "a host is asked for a password",

@@ -600,6 +600,29 @@ def test_nothing_is_left_there_when_it_is_stopped(
     assert not list(scratch.iterdir())
 
 
+WORKS_LONG = """
+import time
+from relu_ops.hosts import driver
+driver.Desk.do_sleep = lambda self, blobs: time.sleep(60)
+driver.main()
+"""
+
+
+def test_a_long_work_ends_when_nobody_asks_any_more() -> None:
+    asked = subprocess.Popen(
+        [sys.executable, "-c", WORKS_LONG], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert asked.stdin is not None and asked.stdout is not None
+    assert asked.stdout.read(len(driver.MARK)) == driver.MARK
+    driver.send(asked.stdin, {"do": "sleep"})
+    asked.stdin.close()
+    try:
+        assert asked.wait(timeout=20) == 0
+    finally:
+        asked.kill()
+        asked.stdout.close()
+
+
 def at_work(mark: str) -> bool:
     """Whether the driver measures: it has loaded the benchmark's loops."""
     return any("_limit.so" in maps_of(pid) for pid in drivers(mark))
