@@ -34,14 +34,19 @@ def run(
         before: A command that takes another one to run, and runs it in its way.
         **environment: Variables set for it.
     """
-    warnings = ",".join(filter(None, [os.getenv("PYTHONWARNINGS"), _EVERY_FORK]))
     return subprocess.run(
         [*before, sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONWARNINGS": warnings, **environment},
+        env={**of_forks(), **environment},
         capture_output=True,
         text=True,
         timeout=seconds,
     )
+
+
+def of_forks() -> dict[str, str]:
+    """The environment of a program that forks."""
+    warnings = ",".join(filter(None, [os.getenv("PYTHONWARNINGS"), _EVERY_FORK]))
+    return {**os.environ, "PYTHONWARNINGS": warnings}
 
 
 def wait(child: int, seconds: float) -> int:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 
 from relu_ops import compiler, config, graphs
@@ -47,6 +48,7 @@ def run_script(
         start = [str(folder / "program.py")]
     return subprocess.run(
         [sys.executable, *start, *map(str, arguments)],
+        env=children.of_forks(),
         capture_output=True,
         text=True,
         timeout=seconds,
