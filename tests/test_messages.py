@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -342,8 +343,7 @@ CALLS = {
         "hint: pass the path of its directory"
     ),
     'load("leaky", digest="0" * 64)': (
-        "BundleError: leaky: SHA256SUMS has the digest "
-        "4c4a8c7b58b26932898ccc98e26100787a415d100ecfaad00a5328feeae5f44e; it must have "
+        "BundleError: leaky: SHA256SUMS has the digest (that of the bundle); it must have "
         "0000000000000000000000000000000000000000000000000000000000000000\n"
         "hint: take the one that was meant or, if it was built anew on purpose, its new "
         "digest"
@@ -682,7 +682,9 @@ USAGE = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_bad_call(call: str, world: dict[str, Any], here: Path) -> None:
-    assert message_of(call, world) == CALLS[call]
+    digest = hashlib.sha256((here / "leaky" / "SHA256SUMS").read_bytes()).hexdigest()
+    message = message_of(call, world).replace(digest, "(that of the bundle)")
+    assert message == CALLS[call]
     assert not (here / "made").exists()
 
 
