@@ -7,9 +7,10 @@ is the gradient, by the upstream gradient, of the gradient.
 from __future__ import annotations
 
 import abc
+import hashlib
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import onnx
 
@@ -40,6 +41,9 @@ def content_of(model: Model | Operator, name: str | None) -> tuple[bytes, Operat
     return frontend.read_model(held).SerializeToString(deterministic=True), None
 
 
+_KNOWN: dict[tuple[type[Derivable], bytes, bool, bool], Derivable] = {}
+
+
 class Derivable(abc.ABC):
     """A graph, with its derivatives.
 
@@ -67,9 +71,31 @@ class Derivable(abc.ABC):
         self.graph = frontend.import_model(self.model)
         self._parts: dict[Any, Any] = {}
 
-    @abc.abstractmethod
-    def another(self, content: bytes, straight_through: bool, is_derivative: bool) -> Self:
-        """Another graph, of the same door."""
+    @classmethod
+    def of(
+        cls,
+        content: bytes,
+        straight_through: bool,
+        operator: Operator | None = None,
+        is_derivative: bool = False,
+    ) -> Self:
+        """A graph of a door. One graph is one object, by which the door knows what it compiled."""
+        key = (cls, hashlib.sha256(content).digest(), straight_through, is_derivative)
+        if key not in _KNOWN:
+            _KNOWN[key] = cls(content, straight_through, operator, is_derivative)
+        return cast(Self, _KNOWN[key])
+
+    @classmethod
+    def known(cls) -> list[Self]:
+        """Every graph of a door in this process, and derivatives that were made."""
+        return [cast(Self, one) for (door, *_), one in _KNOWN.items() if door is cls]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (self._content, self._straight_through, None, self._is_derivative)
+        return type(self).of, arguments
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self  # it has no state
 
     @staticmethod
     @abc.abstractmethod
@@ -187,7 +213,7 @@ class Derivable(abc.ABC):
         model.graph.input.extend(kept)
         model.graph.name = name
         content = model.SerializeToString(deterministic=True)
-        return self.another(content, False, True), places
+        return self.of(content, False, is_derivative=True), places
 
     def _part(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._parts:
@@ -206,7 +232,7 @@ class Derivable(abc.ABC):
             model.graph.name = f"{self.graph.name}_of_any_rank"
             try:
                 content = model.SerializeToString(deterministic=True)
-                return self.another(content, self._straight_through, self._is_derivative)
+                return self.of(content, self._straight_through, None, self._is_derivative)
             except ModelError:
                 return None
 

@@ -109,20 +109,7 @@ def wrap(
     Array([[0.5, 1. ]], dtype=float32)
     """
     content, operator = content_of(model, name)
-    return _wrapped(content, straight_through, operator, False)
-
-
-_KNOWN: dict[tuple[bytes, bool, bool], Wrapped] = {}
-
-
-def _wrapped(
-    content: bytes, straight_through: bool, operator: Operator | None, is_derivative: bool
-) -> Wrapped:
-    """One graph is one object, by which JAX knows what it has compiled."""
-    key = (hashlib.sha256(content).digest(), straight_through, is_derivative)
-    if key not in _KNOWN:
-        _KNOWN[key] = Wrapped(content, straight_through, operator, is_derivative)
-    return _KNOWN[key]
+    return Wrapped.of(content, straight_through, operator)
 
 
 class Wrapped(Derivable):
@@ -160,16 +147,6 @@ class Wrapped(Derivable):
 
     def __repr__(self) -> str:
         return f"<relu_ops.interop.jax.wrap of {self.name}>"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _wrapped, (self._content, self._straight_through, None, self._is_derivative)
-
-    def __deepcopy__(self, memo: Any) -> Wrapped:
-        return self  # it has no state
-
-    def another(self, content: bytes, straight_through: bool, is_derivative: bool) -> Wrapped:
-        """Another graph, wrapped."""
-        return _wrapped(content, straight_through, None, is_derivative)
 
     def _checked(self, inputs: Sequence[Any]) -> Sequence[Any]:
         wanted = [one.name for one in self.graph.inputs]

@@ -32,7 +32,7 @@ def onnx_table() -> dict[Any, Callable[..., Any]]:
         functions.RELU: relu,
         functions.LEAKY_RELU: leaky_relu,
     }
-    for wrapped in wrapping.known():
+    for wrapped in wrapping.Wrapped.known():
         table[wrapped.op] = _translation(wrapped.rewritten())
     return table
 

@@ -51,28 +51,7 @@ def wrap(
     tensor([[0.5000, 1.0000]])
     """
     content, operator = content_of(model, name)
-    return _wrapped(content, straight_through, operator)
-
-
-_KNOWN: dict[tuple[bytes, bool, bool], Wrapped] = {}
-
-
-def _wrapped(
-    content: bytes,
-    straight_through: bool,
-    operator: Operator | None = None,
-    is_derivative: bool = False,
-) -> Wrapped:
-    """One graph is one operator, however often it is wrapped."""
-    key = (hashlib.sha256(content).digest(), straight_through, is_derivative)
-    if key not in _KNOWN:
-        _KNOWN[key] = Wrapped(content, straight_through, operator, is_derivative)
-    return _KNOWN[key]
-
-
-def known() -> list[Wrapped]:
-    """Every graph that was wrapped in this process, and derivatives that were made."""
-    return list(_KNOWN.values())
+    return Wrapped.of(content, straight_through, operator)
 
 
 def _free_name(graph: str, content: bytes) -> str:
@@ -129,18 +108,8 @@ class Wrapped(Derivable):
     def __repr__(self) -> str:
         return f"<relu_ops.interop.torch.wrap of {self.graph.name}: relu_ops::{self.name}>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _wrapped, (self._content, self._straight_through, None, self._is_derivative)
-
-    def __deepcopy__(self, memo: Any) -> Wrapped:
-        return self  # it has no state
-
     without_gradient = "{}.detach()"
     broadcast = staticmethod(torch.broadcast_shapes)
-
-    def another(self, content: bytes, straight_through: bool, is_derivative: bool) -> Wrapped:
-        """Another graph, wrapped."""
-        return _wrapped(content, straight_through, None, is_derivative)
 
     # ---- what it is made of
 
