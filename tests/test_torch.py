@@ -427,6 +427,46 @@ def test_a_negated_tensor_is_not_written(relu: Operator, torch: Any) -> None:
             relu.bind(out)
 
 
+@pytest.mark.parametrize(
+    "examples",
+    [
+        "operator.tensors_of_every_nature",
+        "lambda: ()",
+        "lambda: None",
+        "lambda: (torch.zeros(1), 1)",
+        "lambda: 1 / 0",
+    ],
+)
+def test_a_tensor_is_asked_by_torch_or_by_its_library(examples: str, torch: Any) -> None:
+    """Whichever way was found when torch was met: all answers are the same."""
+    code = f"""
+import sys, torch, relu_ops
+from relu_ops.runtime import operator
+operator.tensors_of_every_nature = {examples}
+op = relu_ops.compile(relu_ops.graphs.relu())
+plain, leaf = torch.tensor([1.0, -2.0]), torch.tensor([1.0, -2.0], requires_grad=True)
+negated = torch._neg_view(plain)
+out = torch.empty(2)
+print(op(plain).tolist(), op(negated, out=out).tolist(), negated.tolist())
+with torch.no_grad():
+    print(op(leaf).tolist(), op(torch.nn.Parameter(plain)).tolist())
+for x, y in ((leaf, None), (plain, leaf), (plain, negated)):
+    try:
+        op(x, out=y)
+    except relu_ops.errors.ArgumentError as error:
+        print(str(error).splitlines()[0])
+"""
+    done = children.run(code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "[1.0, 0.0] [0.0, 2.0] [-1.0, 2.0]",
+        "[1.0, 0.0] [1.0, 0.0]",
+        "relu: x requires a gradient, which this operator does not pass on",
+        "relu: out for y requires grad, and cannot be written in place",
+        "relu: out for y is a negated view, and cannot be written in place",
+    ]
+
+
 def test_bound(relu: Operator, torch: Any) -> None:
     x = torch.tensor([-1.0, 2.0])
     call = relu.bind(x)

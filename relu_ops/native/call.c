@@ -99,10 +99,47 @@ static bool are_usual(const relu_ops_options* options) {
 
 relu_ops_status relu_ops_call(const relu_ops_operator* op, const DLTensor* inputs, const DLTensor* outputs,
                               const relu_ops_options* options) {
-  if (are_usual(options) && !is_for_cuda(op) && relu_ops_run_short(op, inputs, outputs)) return RELU_OPS_OK;
+  if (are_usual(options) && relu_ops_run_short(op, inputs, outputs)) return RELU_OPS_OK;
   if (plans_size(op) > STACK_BYTES) return call_large(op, inputs, outputs, options);
   _Alignas(Plan) unsigned char block[STACK_BYTES];
   return call_in(block, op, inputs, outputs, options);
+}
+
+/* ---- calls on vectors ---------------------------------------------------------------------------- */
+
+/* Call with vectors as the tensors that they are. tensors: room for one each. */
+static relu_ops_status call_as_tensors(const relu_ops_operator* op, void* const* data, int64_t* elements,
+                                       const relu_ops_options* options, DLTensor* tensors) {
+  for (int32_t k = 0; k < op->input_count + op->output_count; ++k) {
+    const relu_ops_spec* spec = k < op->input_count ? &op->inputs[k] : &op->outputs[k - op->input_count];
+    tensors[k] = (DLTensor){.data = data[k],
+                            .device = relu_ops_device(op),
+                            .ndim = spec->rank != 0,
+                            .dtype = spec->dtype,
+                            .shape = elements};
+  }
+  return relu_ops_call(op, tensors, tensors + op->input_count, options);
+}
+
+static relu_ops_status call_long_vectors(const relu_ops_operator* op, void* const* data, int64_t elements,
+                                         const relu_ops_options* options) {
+  DLTensor few[SHORT_OPERANDS] = {{.data = NULL}};
+  size_t count = (size_t)op->input_count + (size_t)op->output_count;
+  DLTensor* tensors = count > SHORT_OPERANDS ? calloc(count, sizeof(*tensors)) : few;
+  if (!tensors) return refuse_memory(op, count * sizeof(*tensors));
+  relu_ops_status status = call_as_tensors(op, data, &elements, options, tensors);
+  if (tensors != few) free(tensors);
+  return status;
+}
+
+relu_ops_status relu_ops_call_vectors(const relu_ops_operator* op, void* const* data, int64_t elements,
+                                      const relu_ops_options* options) {
+  if (!op->takes_any_shape) {
+    relu_ops_fail(RELU_OPS_ARGUMENT, "%s: its model has arrays of shapes that vectors do not have", op->name);
+    return relu_ops_advise(RELU_OPS_ARGUMENT, "pass tensors, to relu_ops_call");
+  }
+  if (are_usual(options) && relu_ops_run_short_vectors(op, data, elements)) return RELU_OPS_OK;
+  return call_long_vectors(op, data, elements, options);
 }
 
 /* ---- bound calls --------------------------------------------------------------------------------- */

@@ -140,6 +140,14 @@ typedef struct {
   int32_t device;        /* the one that it was loaded for */
 } ForCuda;
 
+/* How an operator computes vectors too short for more than one kernel on one thread, where it takes vectors and
+ * has one output: see run_cpu.c. */
+#define SHORT_OPERANDS 8 /* at most, and as many arrays */
+typedef struct {
+  KernelCall call; /* NULL: it has more, or runs elsewhere */
+  int64_t inner[SHORT_OPERANDS]; /* of its arguments: 1 what moves, 0 what is one number */
+} ShortVectors;
+
 typedef struct Mapping Mapping;
 
 /* Operands are the leaves, then the outputs. Everything that is pointed to lies in the mapping, or in the
@@ -161,6 +169,8 @@ struct relu_ops_operator {
   int64_t element_bytes; /* of all operands, for one element of each */
   int64_t vector_bytes; /* what a streaming kernel's output must be aligned to */
   bool takes_vectors;   /* arrays of one shape are as good as vectors: see plan.c */
+  bool takes_any_shape; /* and no model says which shape that must be */
+  ShortVectors short_vectors;
   ForCuda cuda;         /* nothing where it runs on the CPU */
 };
 

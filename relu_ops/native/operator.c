@@ -177,7 +177,7 @@ static void decode(Decoder* d, const ImageOperator* row, bool is_cuda, relu_ops_
                      : (ForCuda){.kernels = NULL};
   op->symbols = symbols_of(d, row->symbols);
   op->vector_bytes = row->vector_bytes;
-  op->takes_vectors = relu_ops_takes_vectors(op);
+  relu_ops_find_vectors(op);
   op->element_bytes = 0;
   for (int32_t k = 0; k < op->operand_count; ++k) op->element_bytes += op->itemsizes[k];
 }

@@ -298,7 +298,7 @@ static bool have_array(const relu_ops_operator* op, Terms terms) {
   return false;
 }
 
-bool relu_ops_takes_vectors(const relu_ops_operator* op) {
+static bool takes_vectors(const relu_ops_operator* op) {
   bool answer = true;
   for (int32_t k = 0; k < op->leaf_count; ++k)
     answer &= is_plain(op->leaves[k].input, op->leaves[k].rank, op->leaves[k].seen);
@@ -309,6 +309,12 @@ bool relu_ops_takes_vectors(const relu_ops_operator* op) {
     answer &= are_plain(terms) && are_plain(into) && (!have_array(op, terms) || have_array(op, into));
   }
   return answer;
+}
+
+void relu_ops_find_vectors(relu_ops_operator* op) {
+  op->takes_any_shape = op->takes_vectors = takes_vectors(op);
+  for (int32_t k = 0; k < op->input_count; ++k) op->takes_any_shape &= op->inputs[k].rank <= 0;
+  relu_ops_find_short_vectors(op);
 }
 
 /* Plan one pass over arrays that are alike, as a vector: what plan_pass would come to. */

@@ -35,9 +35,11 @@ static inline size_t plans_size(const relu_ops_operator* op) {
 relu_ops_status relu_ops_prepare(void* block, const relu_ops_operator* op, const DLTensor* inputs,
                                  const DLTensor* outputs, const relu_ops_options* options);
 
-/* Whether an operator sees its inputs as they are, and beside arrays single numbers alone: then arrays of
- * one shape are as good as vectors. What relu_ops_operator's takes_vectors is, found once. */
-bool relu_ops_takes_vectors(const relu_ops_operator* op);
+/* Find out once what an operator's arrays can be instead of tensors: its takes_vectors, takes_any_shape and
+ * short_vectors. It takes vectors where it sees its inputs as they are, and beside arrays single numbers
+ * alone. */
+void relu_ops_find_vectors(relu_ops_operator* op);
+void relu_ops_find_short_vectors(relu_ops_operator* op); /* a part of it */
 
 /* Run a plan and those that follow it. */
 void relu_ops_run_cpu(const Plan* plan);
@@ -46,7 +48,6 @@ void relu_ops_run_cpu(const Plan* plan);
  * short for anything but one kernel on one thread. False, with nothing written, where it does. */
 bool relu_ops_run_short(const relu_ops_operator* op, const DLTensor* inputs, const DLTensor* outputs);
 
-/* The most operands of such a call. */
-#define SHORT_OPERANDS 8
-
+/* The same for an operator that takes arrays of any shape: so many elements, from `data` on, inputs first. */
+bool relu_ops_run_short_vectors(const relu_ops_operator* op, void* const* data, int64_t elements);
 #endif

@@ -1,7 +1,8 @@
 /* The Python face: the module `relu_ops.native._python`, a thin layer over the core's public interface.
  *
  * Here: bundles, settings, errors and the module itself. python_operator.c has operators, python_call.c calls
- * them, python_bound.c binds them; python_arrays.c has the arrays of a call.
+ * them, python_bound.c binds them; python_arrays.c has the arrays of a call, python_tensors.c those
+ * that are torch's.
  */
 #define RELU_OPS_IMPORTS_NUMPY
 #include "python.h"

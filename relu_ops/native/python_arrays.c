@@ -1,14 +1,12 @@
-/* Adopts what a caller passes, as it lies in memory, for the core: NumPy's own arrays, Python numbers where
- * an input is declared as one, and exact torch tensors by DLPack's C exchange interface.
+/* Adopts what a caller passes, as it lies in memory, for the core: NumPy's own arrays, and Python numbers
+ * where an input is declared as one; and describes what others pass by DLPack. See python_tensors.c for
+ * torch.
  */
 #include "python.h"
 
 #include <numpy/arrayscalars.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* From here on runtime/memory.py makes outputs, and python_blocks.c the memory of tensors. */
-#define LARGE_OUTPUT_BYTES (INT64_C(32) << 20)
 
 /* ---- dtypes -------------------------------------------------------------------------------------- */
 
@@ -49,18 +47,32 @@ int relu_ops_expect(Expected* expected, const relu_ops_spec* spec) {
 
 /* ---- arrays as they are -------------------------------------------------------------------------- */
 
+/* Describe memory of the CPU without gaps, member by member: a compiler clears a whole structure by a string
+ * instruction, which costs 8 ns each time. */
+static inline void describe(DLTensor* tensor, void* data, DLDataType dtype, int32_t rank, int64_t* shape) {
+  tensor->data = data;
+  tensor->device.device_type = kDLCPU;
+  tensor->device.device_id = 0;
+  tensor->ndim = rank;
+  tensor->dtype = dtype;
+  tensor->shape = shape;
+  tensor->strides = NULL;
+  tensor->byte_offset = 0;
+}
+
+/* Whether an array is of what is expected, has some flags, and as many dimensions as the core allows. */
+static inline bool is_expected(const Expected* expected, PyArrayObject* array, int flags) {
+  int number = PyArray_TYPE(array);
+  return (number == expected->number || number == expected->same) && (PyArray_FLAGS(array) & flags) == flags &&
+         PyArray_ISNOTSWAPPED(array) && PyArray_NDIM(array) <= MAX_RANK;
+}
+
 static bool adopt_ndarray(Arrays* arrays, int k, PyArrayObject* array, int flags) {
   const Expected* expected = &arrays->self->expected[k];
   DLTensor* tensor = &arrays->tensors[k];
-  int number = PyArray_TYPE(array), rank = PyArray_NDIM(array), have = PyArray_FLAGS(array);
-  if ((number != expected->number && number != expected->same) || (have & flags) != flags ||
-      !PyArray_ISNOTSWAPPED(array) || rank > MAX_RANK)
-    return false;
-  *tensor = (DLTensor){.data = PyArray_DATA(array),
-                       .device = {kDLCPU, 0},
-                       .ndim = rank,
-                       .dtype = expected->dtype,
-                       .shape = (int64_t*)PyArray_DIMS(array)};
+  int rank = PyArray_NDIM(array), have = PyArray_FLAGS(array);
+  if (!is_expected(expected, array, flags)) return false;
+  describe(tensor, PyArray_DATA(array), expected->dtype, rank, (int64_t*)PyArray_DIMS(array));
   if (have & NPY_ARRAY_C_CONTIGUOUS) return true;
   const npy_intp* strides = PyArray_STRIDES(array);
   for (int d = 0; d < rank; ++d) {
@@ -105,19 +117,21 @@ static bool write_number(void* at, DLDataType dtype, double number) {
   return true;
 }
 
-static bool adopt_number(Arrays* arrays, int k, PyObject* x) {
-  const Expected* expected = &arrays->self->expected[k];
-  if (!expected->is_number) return false;
+/* Write a Python number, or NumPy's float32, for an input that is declared as one; false where it is none. */
+static bool take_number(void* at, const Expected* expected, PyObject* x) {
   double number;
+  if (!expected->is_number) return false;
   if (PyFloat_CheckExact(x)) number = PyFloat_AS_DOUBLE(x);
   else if (PyArray_IsScalar(x, Float) && expected->number == NPY_FLOAT32)
     number = (double)PyArrayScalar_VAL(x, Float);
   else return false;
-  if (!write_number(&arrays->numbers[k], expected->dtype, number)) return false;
-  arrays->tensors[k] = (DLTensor){.data = &arrays->numbers[k],
-                                  .device = {kDLCPU, 0},
-                                  .dtype = expected->dtype,
-                                  .shape = arrays->shapes[k]};
+  return write_number(at, expected->dtype, number);
+}
+
+bool relu_ops_adopt_number(Arrays* arrays, int k, PyObject* x) {
+  const Expected* expected = &arrays->self->expected[k];
+  if (!take_number(&arrays->numbers[k], expected, x)) return false;
+  describe(&arrays->tensors[k], &arrays->numbers[k], expected->dtype, 0, arrays->shapes[k]);
   return true;
 }
 
@@ -125,7 +139,7 @@ static bool adopt_inputs(Arrays* arrays, PyObject* const* inputs) {
   for (int k = 0; k < arrays->self->input_count; ++k) {
     bool adopted = PyArray_CheckExact(inputs[k])
                        ? adopt_ndarray(arrays, k, (PyArrayObject*)inputs[k], NPY_ARRAY_ALIGNED)
-                       : adopt_number(arrays, k, inputs[k]);
+                       : relu_ops_adopt_number(arrays, k, inputs[k]);
     if (!adopted) return false;
   }
   return true;
@@ -188,273 +202,72 @@ static PyObject* adopt_outputs(Arrays* arrays, PyObject* out) {
   return Py_NewRef(out);
 }
 
-/* ---- torch --------------------------------------------------------------------------------------- */
+/* ---- vectors ------------------------------------------------------------------------------------- */
 
-static struct {
-  PyTypeObject *tensor, *parameter; /* torch's, once they were met; or NULL */
-  const DLPackExchangeAPI* exchange;
-  PyGetSetDef* requires_grad; /* of torch.Tensor */
-  PyMethodDef* is_neg;
-  PyObject* is_grad_enabled; /* torch.is_grad_enabled */
-} torch;
+#define COMPACT (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED)
 
-/* What torch.Tensor's attributes are made of, if they are what is expected. To call them directly takes less
- * time than by their names: op(tensor, out=tensor) of 16 float32 takes 484 and 549 ns (Intel Xeon,
- * 2026-11-28). */
-static bool meet_attributes(PyObject* module, PyObject* tensor) {
-  torch.is_grad_enabled = PyObject_GetAttrString(module, "is_grad_enabled");
-  PyObject* grad = PyObject_GetAttrString(tensor, "requires_grad");
-  PyObject* negated = PyObject_GetAttrString(tensor, "is_neg");
-  if (grad && Py_IS_TYPE(grad, &PyGetSetDescr_Type))
-    torch.requires_grad = ((PyGetSetDescrObject*)grad)->d_getset;
-  if (negated && Py_IS_TYPE(negated, &PyMethodDescr_Type))
-    torch.is_neg = ((PyMethodDescrObject*)negated)->d_method;
-  Py_XDECREF(grad);
-  Py_XDECREF(negated);
-  bool met = torch.is_grad_enabled && torch.requires_grad && torch.is_neg;
-  return met && torch.is_neg->ml_flags == METH_NOARGS;
+static bool same_dims(PyArrayObject* x, PyArrayObject* y) {
+  bool same = PyArray_NDIM(x) == PyArray_NDIM(y);
+  for (int d = 0; same && d < PyArray_NDIM(x); ++d) same = PyArray_DIM(x, d) == PyArray_DIM(y, d);
+  return same;
 }
 
-/* Look torch up among the imported modules: its exact types, and DLPack's C interface to them. */
-static bool meet_torch(void) {
-  PyObject* modules = PyImport_GetModuleDict(); /* borrowed */
-  PyObject* module = modules ? PyDict_GetItemString(modules, "torch") : NULL;
-  PyObject* tensor = module ? PyObject_GetAttrString(module, "Tensor") : NULL;
-  PyObject* capsule = tensor ? PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__") : NULL;
-  PyObject* nn = capsule ? PyObject_GetAttrString(module, "nn") : NULL;
-  PyObject* parameter = nn ? PyObject_GetAttrString(nn, "Parameter") : NULL;
-  const DLPackExchangeAPI* exchange =
-      parameter && PyCapsule_CheckExact(capsule) ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
-                                                 : NULL;
-  bool usable = exchange && exchange->header.version.major == DLPACK_MAJOR_VERSION &&
-                exchange->dltensor_from_py_object_no_sync &&
-                exchange->managed_tensor_to_py_object_no_sync && meet_attributes(module, tensor);
-  if (usable) {
-    torch.exchange = exchange;
-    torch.parameter = (PyTypeObject*)Py_NewRef(parameter);
-    torch.tensor = (PyTypeObject*)Py_NewRef(tensor);
-    relu_ops_meet_torch_threads(module);
+/* Where the inputs lie; the first that is no number: all of its shape. NULL where they are no vectors. */
+static PyArrayObject* place_inputs(const OperatorObject* self, PyObject* const* inputs, void** data,
+                                   double* numbers) {
+  PyArrayObject* model = NULL;
+  for (int k = 0; k < self->input_count; ++k) {
+    const Expected* expected = &self->expected[k];
+    PyArrayObject* array = (PyArrayObject*)inputs[k];
+    if (!PyArray_CheckExact(inputs[k])) {
+      if (!take_number(&numbers[k], expected, inputs[k])) return NULL;
+      data[k] = &numbers[k];
+      continue;
+    }
+    if (!is_expected(expected, array, COMPACT)) return NULL;
+    data[k] = PyArray_DATA(array);
+    if (expected->is_number ? PyArray_NDIM(array) != 0 : model && !same_dims(array, model)) return NULL;
+    if (!expected->is_number) model = array;
   }
-  Py_XDECREF(parameter);
-  Py_XDECREF(nn);
-  Py_XDECREF(capsule);
-  Py_XDECREF(tensor);
-  PyErr_Clear();
-  return usable;
+  return model;
 }
 
-bool relu_ops_torch_stream(int32_t device, void** stream) {
-  if ((!torch.tensor && !meet_torch()) || !torch.exchange->current_work_stream) return false;
-  return torch.exchange->current_work_stream(kDLCUDA, device, stream) == 0;
-}
-
-/* Whether something is exactly torch's tensor or parameter, no subclass that means something else. */
-static bool is_tensor(PyObject* x) {
-  PyTypeObject* type = Py_TYPE(x);
-  if (torch.tensor) return type == torch.tensor || type == torch.parameter;
-  bool named = !strcmp(type->tp_name, "Tensor") || !strcmp(type->tp_name, "Parameter");
-  return named && meet_torch() && (type == torch.tensor || type == torch.parameter);
-}
-
-/* Whether nobody wants the gradient of a tensor: it requires none, or it is read and none is recorded. */
-static bool is_without_gradient(PyObject* x, bool written) {
-  PyObject* grad = torch.requires_grad->get(x, torch.requires_grad->closure);
-  PyObject* recorded = grad == Py_True && !written ? PyObject_CallNoArgs(torch.is_grad_enabled) : NULL;
-  bool without = grad == Py_False || recorded == Py_False;
-  Py_XDECREF(recorded);
-  Py_XDECREF(grad);
-  return without;
-}
-
-/* Whether a tensor is what its memory holds: torch hands out one that requires a gradient without a word,
- * and a negated view with its data as they lie. Both go the careful way, which resolves or refuses. */
-static bool is_plain(PyObject* x, bool written) {
-  bool plain = is_without_gradient(x, written);
-  PyObject* negated = plain ? torch.is_neg->ml_meth(x, NULL) : NULL;
-  plain = negated == Py_False;
-  Py_XDECREF(negated);
-  return plain;
-}
-
-static bool is_compact(const DLTensor* tensor) {
-  int64_t compact = 1;
-  for (int32_t d = tensor->ndim - 1; d >= 0; --d) {
-    if (tensor->shape[d] != 1 && tensor->strides[d] != compact) return false;
-    compact *= tensor->shape[d];
+/* The output of a call on vectors: what was passed, or a new array; a new reference, or NULL. */
+static PyObject* vector_output(const Expected* expected, PyArrayObject* model, PyObject* out) {
+  if (out) {
+    bool fits = PyArray_CheckExact(out) &&
+                is_expected(expected, (PyArrayObject*)out, COMPACT | NPY_ARRAY_WRITEABLE) &&
+                same_dims((PyArrayObject*)out, model);
+    return fits ? Py_NewRef(out) : NULL;
   }
-  return true;
+  Py_INCREF(expected->descr);
+  return PyArray_NewFromDescr(&PyArray_Type, expected->descr, PyArray_NDIM(model), PyArray_DIMS(model), NULL,
+                              NULL, 0, NULL);
 }
 
-TensorKind relu_ops_tensor_kind(PyObject* x, DLDataType* dtype) {
-  DLTensor tensor;
-  if (!is_tensor(x) || torch.exchange->dltensor_from_py_object_no_sync(x, &tensor)) return NO_PLAIN_TENSOR;
-  if (tensor.device.device_type != kDLCPU || (tensor.strides && !is_compact(&tensor))) return NO_PLAIN_TENSOR;
-  if (dtype) *dtype = tensor.dtype;
-  return is_without_gradient(x, false) ? PLAIN_TENSOR : WANTS_GRADIENT;
-}
-
-static bool adopt_tensor(Arrays* arrays, int k, PyObject* x, bool written) {
-  DLTensor* tensor = &arrays->tensors[k];
-  if (!is_tensor(x) || !is_plain(x, written) || torch.exchange->dltensor_from_py_object_no_sync(x, tensor))
-    return false;
-  if (tensor->ndim > MAX_RANK) return false;
-  if (tensor->strides && is_compact(tensor)) tensor->strides = NULL;
-  return true;
-}
-
-/* Memory for a tensor, and what DLPack says of it: one block, or two for a large one, which torch gives back
- * by `deleter`. torch's own allocator for DLPack makes a tensor first, and another of that: op(tensor) of 16
- * float32 takes 0.65 us with this and the attributes above, and took 1.05 with neither (Intel Xeon,
- * 2026-11-28). */
-typedef struct {
-  DLManagedTensorVersioned managed;
-  LargeBlock large; /* or nothing: the memory is behind this */
-  int64_t shape[MAX_RANK], strides[MAX_RANK];
-} Block;
-
-#define TENSOR_ALIGNMENT 64
-
-static void free_block(DLManagedTensorVersioned* managed) {
-  Block* block = managed->manager_ctx;
-  if (block->large.base) relu_ops_give_block_back(block->large);
-  free(block);
-}
-
-/* Memory of some bytes, and room for a Block; NULL where there is none. */
-static Block* new_memory(int64_t bytes, void** data) {
-  bool is_large = bytes >= LARGE_OUTPUT_BYTES;
-  Block* block = malloc(sizeof(Block) + (is_large ? 0 : TENSOR_ALIGNMENT + (size_t)bytes));
-  if (!block) return NULL;
-  uintptr_t past = (uintptr_t)(block + 1) + TENSOR_ALIGNMENT - 1;
-  *data = (void*)(past / TENSOR_ALIGNMENT * TENSOR_ALIGNMENT);
-  block->large = (LargeBlock){NULL, 0};
-  if (!is_large) return block;
-  block->large = relu_ops_take_block((size_t)bytes);
-  *data = relu_ops_block_data(block->large);
-  if (block->large.base) return block;
-  free(block);
-  return NULL;
-}
-
-static Block* new_block(const Expected* expected, int32_t rank, const int64_t* shape) {
-  int64_t bytes = expected->itemsize, stride = 1;
-  for (int32_t d = 0; d < rank; ++d)
-    if (__builtin_mul_overflow(bytes, shape[d], &bytes)) return NULL;
-  void* data;
-  Block* block = new_memory(bytes, &data);
-  if (!block) return NULL;
-  block->managed = (DLManagedTensorVersioned){
-      .version = {DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION},
-      .manager_ctx = block,
-      .deleter = free_block,
-      .dl_tensor = {.data = data,
-                    .device = {kDLCPU, 0},
-                    .ndim = rank,
-                    .dtype = expected->dtype,
-                    .shape = block->shape,
-                    .strides = block->strides}};
-  for (int32_t d = rank - 1; d >= 0; --d) {
-    block->shape[d] = shape[d];
-    block->strides[d] = stride;
-    stride *= shape[d] > 1 ? shape[d] : 1;
-  }
-  return block;
-}
-
-/* A new tensor for an output, adopted; a new reference, or NULL. */
-static PyObject* new_tensor(Arrays* arrays, int k, int32_t rank, const int64_t* shape) {
-  Block* block = new_block(&arrays->self->expected[k], rank, shape);
-  PyObject* tensor = NULL;
-  if (!block) return NULL;
-  arrays->tensors[k] = block->managed.dl_tensor;
-  arrays->tensors[k].shape = arrays->shapes[k];
-  arrays->tensors[k].strides = NULL;
-  memcpy(arrays->shapes[k], shape, sizeof(int64_t) * (size_t)rank);
-  if (torch.exchange->managed_tensor_to_py_object_no_sync(&block->managed, (void**)&tensor)) return NULL;
-  return tensor;
-}
-
-static void forget(void* context, const char* kind, const char* message) {
-  (void)context, (void)kind, (void)message; /* whoever is asked again, with care, says it */
-}
-
-/* A new tensor on the device of the first input, by torch's allocator, which orders its memory by torch's
- * current stream; adopted. A new reference, or NULL. */
-static PyObject* new_device_tensor(Arrays* arrays, int k, int32_t rank, int64_t* shape) {
-  DLTensor prototype = {.device = arrays->tensors[0].device,
-                        .ndim = rank,
-                        .dtype = arrays->self->expected[k].dtype,
-                        .shape = shape};
-  DLManagedTensorVersioned* managed = NULL;
-  PyObject* tensor = NULL;
-  if (!torch.exchange->managed_tensor_allocator ||
-      torch.exchange->managed_tensor_allocator(&prototype, &managed, NULL, forget))
-    return NULL;
-  arrays->tensors[k] = managed->dl_tensor;
-  arrays->tensors[k].shape = arrays->shapes[k];
-  arrays->tensors[k].strides = NULL;
-  memcpy(arrays->shapes[k], shape, sizeof(int64_t) * (size_t)rank);
-  if (torch.exchange->managed_tensor_to_py_object_no_sync(managed, (void**)&tensor)) return NULL;
-  return tensor;
-}
-
-/* Tensors on a device, and torch's stream there. */
-static PyObject* device_result(Arrays* arrays, PyObject* const* inputs, PyObject* out) {
-  const OperatorObject* self = arrays->self;
-  int at = self->input_count;
-  if (at == 0 || self->output_count != 1) return NULL;
-  for (int k = 0; k < at; ++k)
-    if (!adopt_tensor(arrays, k, inputs[k], false)) return NULL;
-  DLDevice device = arrays->tensors[0].device;
-  if (device.device_type != kDLCUDA || !relu_ops_torch_stream(device.device_id, &arrays->stream)) return NULL;
-  if (out) return adopt_tensor(arrays, at, out, true) ? Py_NewRef(out) : NULL;
-  int32_t rank;
-  int64_t shape[1][MAX_RANK];
-  if (relu_ops_output_shapes(self->op, arrays->tensors, &rank, shape)) return NULL;
-  return new_device_tensor(arrays, at, rank, shape[0]);
-}
-
-/* New tensors for the inputs that were adopted: a tensor or a tuple, adopted too. */
-static PyObject* new_tensors(Arrays* arrays) {
-  int count = arrays->self->output_count, at = arrays->self->input_count;
-  int32_t ranks[MOST_FAST];
-  int64_t shapes[MOST_FAST][MAX_RANK];
-  if (relu_ops_output_shapes(arrays->self->op, arrays->tensors, ranks, shapes)) return NULL;
-  if (count == 1) return new_tensor(arrays, at, ranks[0], shapes[0]);
-  PyObject* several = PyTuple_New(count);
-  for (int k = 0; several && k < count; ++k) {
-    PyObject* one = new_tensor(arrays, at + k, ranks[k], shapes[k]);
-    if (one) PyTuple_SET_ITEM(several, k, one);
-    else Py_CLEAR(several);
-  }
-  return several;
-}
-
-/* Adopt the tensors that the caller passed for outputs; a new reference to what he passed, or NULL. */
-static PyObject* adopt_out_tensors(Arrays* arrays, PyObject* out) {
-  int count = arrays->self->output_count, at = arrays->self->input_count;
-  if (count == 1) return adopt_tensor(arrays, at, out, true) ? Py_NewRef(out) : NULL;
-  if (!PyTuple_CheckExact(out) || PyTuple_GET_SIZE(out) != count) return NULL;
-  for (int k = 0; k < count; ++k)
-    if (!adopt_tensor(arrays, at + k, PyTuple_GET_ITEM(out, k), true)) return NULL;
-  return Py_NewRef(out);
-}
-
-static PyObject* tensor_result(Arrays* arrays, PyObject* const* inputs, PyObject* out) {
-  for (int k = 0; k < arrays->self->input_count; ++k)
-    if (!adopt_tensor(arrays, k, inputs[k], false) && !adopt_number(arrays, k, inputs[k])) return NULL;
-  arrays->of_torch = true;
-  return out ? adopt_out_tensors(arrays, out) : new_tensors(arrays);
+PyObject* relu_ops_call_on_vectors(const OperatorObject* self, PyObject* const* inputs, PyObject* out) {
+  void* data[MOST_FAST];
+  double numbers[MOST_FAST];
+  PyArrayObject* model = place_inputs(self, inputs, data, numbers);
+  if (!model) return NULL;
+  int64_t elements = 1;
+  for (int d = 0; d < PyArray_NDIM(model); ++d) elements *= PyArray_DIM(model, d);
+  if (elements > FEW_ELEMENTS) return NULL;
+  PyObject* result = vector_output(&self->expected[self->input_count], model, out);
+  if (!result) return NULL;
+  data[self->input_count] = PyArray_DATA((PyArrayObject*)result);
+  if (relu_ops_call_vectors(self->op, data, elements, NULL)) Py_CLEAR(result);
+  return result;
 }
 
 /* ---- all of a call ------------------------------------------------------------------------------- */
 
 PyObject* relu_ops_adopt(Arrays* arrays, PyObject* const* inputs, PyObject* out) {
-  if (arrays->self->on_device) return device_result(arrays, inputs, out);
+  if (arrays->self->on_device) return relu_ops_adopt_device_tensors(arrays, inputs, out);
   PyObject* first = arrays->self->input_count ? inputs[0] : NULL;
   if (adopt_inputs(arrays, inputs))
     return out ? adopt_outputs(arrays, out) : new_outputs(arrays, first);
-  return first && is_tensor(first) ? tensor_result(arrays, inputs, out) : NULL;
+  return first && relu_ops_is_tensor(first) ? relu_ops_adopt_tensors(arrays, inputs, out) : NULL;
 }
 
 /* Describe NumPy arrays, inputs then outputs, as they lie. NULL with an error. Free by PyMem_Free. */

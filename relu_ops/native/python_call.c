@@ -10,10 +10,6 @@
 
 #include <string.h>
 
-/* Of an output: a call of so few takes some microseconds at most, and keeps the GIL: to release it costs
- * 30 ns, where a call of 16 takes 20 (AMD EPYC, Zen 4, 2026-11-22). */
-#define FEW_ELEMENTS 8192
-
 static int64_t elements_of(const DLTensor* tensor) {
   int64_t elements = 1;
   for (int32_t d = 0; d < tensor->ndim; ++d)
@@ -102,11 +98,21 @@ static bool read_keywords(Keywords* keywords, bool on_device, PyObject* const* v
   return true;
 }
 
-PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count, PyObject* out,
-                             int threads) {
-  Arrays arrays;
-  const OperatorObject* self = arrays.self = (OperatorObject*)op;
+/* Compute on vectors, with the GIL all the time; NULL, without an error, where they are none. */
+static inline PyObject* call_on_vectors(const OperatorObject* self, PyObject* const* inputs, size_t count,
+                                        PyObject* out, int threads) {
+  if (!self->takes_vectors || count != (size_t)self->input_count || threads) return NULL;
+  PyObject* result = relu_ops_call_on_vectors(self, inputs, out);
+  if (!result) PyErr_Clear();
+  return result;
+}
+
+/* Compute on arrays that need not be vectors; as of relu_ops_fast_call. */
+static PyObject* call_on_arrays(const OperatorObject* self, PyObject* const* inputs, size_t count,
+                                PyObject* out, int threads) {
   if (count != (size_t)self->input_count || count + (size_t)self->output_count > MOST_FAST) return NULL;
+  Arrays arrays;
+  arrays.self = self;
   arrays.of_torch = false;
   PyObject* result = relu_ops_adopt(&arrays, inputs, out);
   relu_ops_status status = result ? compute(&arrays, threads) : RELU_OPS_OK;
@@ -114,6 +120,13 @@ PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count
   if (!result) PyErr_Clear();
   if (status == RELU_OPS_DEVICE) relu_ops_raise(status); /* nothing is launched twice */
   return result;
+}
+
+PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count, PyObject* out,
+                             int threads) {
+  const OperatorObject* self = (OperatorObject*)op;
+  PyObject* result = call_on_vectors(self, inputs, count, out, threads);
+  return result ? result : call_on_arrays(self, inputs, count, out, threads);
 }
 
 /* The careful way, for the same arguments: careful_call(op, inputs, keywords). */
@@ -131,30 +144,31 @@ static PyObject* careful_call(PyObject* self, PyObject* const* arguments, size_t
   return result;
 }
 
-static PyObject* call_either_way(PyObject* self, PyObject* const* arguments, size_t count,
-                                 PyObject* names) {
-  Keywords keywords = {NULL, 0};
-  PyObject* result = NULL;
-  if (read_keywords(&keywords, ((OperatorObject*)self)->on_device, arguments + count, names))
-    result = relu_ops_fast_call(self, arguments, count, keywords.out, keywords.threads);
-  return result || PyErr_Occurred() ? result
-                                    : careful_call(self, arguments, count, names, "careful_call");
-}
-
 /* Who calls may have a mere loan of the operator and of the arguments, that ends as soon as the GIL is free:
  * a functools.partial that another thread changes meanwhile. */
-PyObject* relu_ops_operator_vectorcall(PyObject* self, PyObject* const* arguments, size_t flags,
-                                     PyObject* names) {
+static PyObject* call_holding(PyObject* self, PyObject* const* arguments, size_t count, PyObject* names,
+                              const Keywords* keywords) {
   PyObject* held[MOST_FAST + 2]; /* two keywords */
-  size_t count = (size_t)PyVectorcall_NARGS(flags);
   size_t all = count + (names ? (size_t)PyTuple_GET_SIZE(names) : 0);
   if (all > MOST_FAST + 2) return careful_call(self, arguments, count, names, "careful_call");
   Py_INCREF(self);
   for (size_t k = 0; k < all; ++k) held[k] = Py_NewRef(arguments[k]);
-  PyObject* result = call_either_way(self, held, count, names);
+  PyObject* result = call_on_arrays((OperatorObject*)self, held, count, keywords->out, keywords->threads);
+  if (!result && !PyErr_Occurred()) result = careful_call(self, held, count, names, "careful_call");
   for (size_t k = 0; k < all; ++k) Py_DECREF(held[k]);
   Py_DECREF(self);
   return result;
+}
+
+PyObject* relu_ops_operator_vectorcall(PyObject* object, PyObject* const* arguments, size_t flags,
+                                       PyObject* names) {
+  const OperatorObject* self = (OperatorObject*)object;
+  size_t count = (size_t)PyVectorcall_NARGS(flags);
+  Keywords keywords = {NULL, 0};
+  if (!read_keywords(&keywords, self->on_device, arguments + count, names))
+    return careful_call(object, arguments, count, names, "careful_call");
+  PyObject* result = call_on_vectors(self, arguments, count, keywords.out, keywords.threads);
+  return result ? result : call_holding(object, arguments, count, names, &keywords);
 }
 
 PyObject* relu_ops_method_bind(PyObject* self, PyObject* const* arguments, Py_ssize_t count,

@@ -37,6 +37,15 @@ static PyObject* refuse_new(void) {
 
 /* Operator(handle, name=None, target=None, bundle=None, cuda=-1): for the CUDA device of a number, or for
  * the CPU. Loading code into a device takes milliseconds, without the GIL. */
+/* Whether an operator computes one output of vectors, on the CPU: asked with empty ones. */
+static bool takes_vectors(const OperatorObject* self) {
+  double number = 0;
+  void* data[MOST_FAST];
+  for (int k = 0; k < MOST_FAST; ++k) data[k] = &number;
+  return !self->on_device && self->output_count == 1 && self->input_count < MOST_FAST &&
+         relu_ops_call_vectors(self->op, data, 0, NULL) == RELU_OPS_OK;
+}
+
 static PyObject* operator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
   static char* names[] = {"handle", "name", "target", "bundle", "cuda", NULL};
   PyObject *handle, *bundle = Py_None;
@@ -69,6 +78,7 @@ static PyObject* operator_new(PyTypeObject* type, PyObject* arguments, PyObject*
   self->wanted = target ? PyUnicode_FromString(target) : Py_NewRef(Py_None);
   self->bundle = Py_NewRef(bundle);
   self->on_device = relu_ops_device(op).device_type != kDLCPU;
+  self->takes_vectors = takes_vectors(self);
   self->device = name_of_device(relu_ops_device(op));
   if (!self->name || !self->target || !self->wanted || !self->device || expect_all(self)) Py_CLEAR(self);
   return (PyObject*)self;

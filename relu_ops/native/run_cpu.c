@@ -302,45 +302,75 @@ static void run_pass(const Plan* plan) {
 
 /* ---- short vectors ------------------------------------------------------------------------------- */
 
-/* Where a vector's operands lie, and whether each moves; false where the output overlaps one otherwise than
- * element for element. */
-static bool place_vector(char** data, int64_t* inner, const relu_ops_operator* op, const DLTensor* inputs,
-                         const DLTensor* output, int64_t elements) {
+void relu_ops_find_short_vectors(relu_ops_operator* op) {
+  ShortVectors* vectors = &op->short_vectors;
+  vectors->call = NULL;
+  if (!op->takes_vectors || op->output_count != 1 || is_for_cuda(op) || op->operand_count > SHORT_OPERANDS ||
+      op->input_count >= SHORT_OPERANDS)
+    return;
+  for (int32_t k = 0; k < op->operand_count; ++k) {
+    int32_t input = k < op->leaf_count ? op->leaves[k].input : -1;
+    vectors->inner[k] = k == op->leaf_count || (input >= 0 && !is_number(&op->inputs[input]));
+  }
+  vectors->call = choose_kernel(op, vectors->inner)->call;
+}
+
+/* Whether so many elements take no more than one kernel on one thread. */
+static inline bool is_short(const relu_ops_operator* op, int64_t elements) {
+  return op->short_vectors.call && elements > 0 && elements < ALIGN_BYTES &&
+         elements * op->itemsizes[op->leaf_count] < ALIGN_BYTES &&
+         !relu_ops_settings_matter(elements * op->element_bytes);
+}
+
+/* Where the operands of short vectors lie; false where one is not aligned, or where the output overlaps one
+ * otherwise than element for element. */
+static inline bool place_vectors(char** data, const relu_ops_operator* op, void* const* arrays,
+                                 int64_t elements) {
   int32_t last = op->leaf_count;
-  uintptr_t out = (uintptr_t)output->data + output->byte_offset;
-  uintptr_t past = out + (uintptr_t)(elements * op->itemsizes[last]);
+  uintptr_t out = (uintptr_t)arrays[op->input_count], out_size = op->itemsizes[last];
+  uintptr_t past = out + (uintptr_t)elements * out_size;
+  if (!out || (out & (out_size - 1))) return false;
   data[last] = (char*)out;
-  inner[last] = 1;
   for (int32_t k = 0; k < last; ++k) {
-    int32_t input = op->leaves[k].input;
-    data[k] = (char*)op->leaves[k].constant;
-    inner[k] = 0;
-    if (input < 0) continue;
-    uintptr_t at = (uintptr_t)inputs[input].data + inputs[input].byte_offset;
+    const Leaf* leaf = &op->leaves[k];
+    data[k] = (char*)leaf->constant;
+    if (leaf->input < 0) continue;
+    uintptr_t at = (uintptr_t)arrays[leaf->input], size = op->itemsizes[k];
+    bool moves = op->short_vectors.inner[k];
+    bool apart = at + (moves ? (uintptr_t)elements * size : size) <= out || past <= at;
+    if (!at || (at & (size - 1)) || !(apart || (at == out && moves && size == out_size))) return false;
     data[k] = (char*)at;
-    inner[k] = !is_number(&op->inputs[input]);
-    int64_t bytes = (inner[k] ? elements : 1) * op->itemsizes[k];
-    bool itself = at == out && inner[k] && op->itemsizes[k] == op->itemsizes[last];
-    if (at + (uintptr_t)bytes > out && past > at && !itself) return false;
   }
   return true;
 }
 
-bool relu_ops_run_short(const relu_ops_operator* op, const DLTensor* inputs, const DLTensor* outputs) {
+static inline bool run_short_vectors(const relu_ops_operator* op, void* const* arrays, int64_t elements) {
   static const int64_t rows[SHORT_OPERANDS];
-  if (!op->takes_vectors || op->output_count != 1 || op->operand_count > SHORT_OPERANDS) return false;
-  int64_t elements = relu_ops_alike_elements(op, inputs, outputs);
-  if (elements == 0 || elements * op->itemsizes[op->leaf_count] >= ALIGN_BYTES ||
-      relu_ops_settings_matter(elements * op->element_bytes))
-    return false;
   char* data[SHORT_OPERANDS];
-  int64_t inner[SHORT_OPERANDS];
-  if (!place_vector(data, inner, op, inputs, outputs, elements)) return false;
+  if (!place_vectors(data, op, arrays, elements)) return false;
   ArchFloatMode caller = arch_float_mode(), wanted = arch_exact_float_mode(caller);
   if (caller != wanted) arch_set_float_mode(wanted);
-  choose_kernel(op, inner)->call(data, rows, inner, 1, elements);
+  op->short_vectors.call(data, rows, op->short_vectors.inner, 1, elements);
   if (caller != wanted) arch_set_float_mode(caller);
   return true;
+}
+
+bool relu_ops_run_short_vectors(const relu_ops_operator* op, void* const* data, int64_t elements) {
+  return is_short(op, elements) && run_short_vectors(op, data, elements);
+}
+
+static inline void* data_of(const DLTensor* x) {
+  return (char*)x->data + x->byte_offset;
+}
+
+bool relu_ops_run_short(const relu_ops_operator* op, const DLTensor* inputs, const DLTensor* outputs) {
+  if (!op->short_vectors.call) return false;
+  int64_t elements = relu_ops_alike_elements(op, inputs, outputs);
+  if (!is_short(op, elements)) return false;
+  void* arrays[SHORT_OPERANDS];
+  for (int32_t k = 0; k < op->input_count; ++k) arrays[k] = data_of(&inputs[k]);
+  arrays[op->input_count] = data_of(&outputs[0]);
+  return run_short_vectors(op, arrays, elements);
 }
 
 void relu_ops_run_cpu(const Plan* plan) {

@@ -134,6 +134,20 @@ def plain_tensor(x: Any, what: str, device: str = "cpu") -> Any:
         raise _without_memory(what, error) from error
 
 
+def tensors_of_every_nature() -> tuple[Any, ...]:
+    """Tensors of torch, of which one is negated, one requires a gradient and one does neither.
+
+    For native/python_tensors.c, which asks torch's library what it otherwise asks Python, and
+    compares the answers once. No mode that somebody has put around the call sees them made.
+    """
+    torch = sys.modules["torch"]
+    dispatch, functions = torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction()
+    with dispatch, functions, torch.inference_mode(False):
+        plain = torch.zeros(1, device="cpu", dtype=torch.float32)
+        negated = torch.zeros(1, device="cpu", dtype=torch.complex64).conj().imag
+        return plain, negated, plain.clone().requires_grad_()
+
+
 def _check_dense(x: Any, what: str, device: str) -> None:
     torch, name = sys.modules["torch"], what.split()[-1]
     if torch._C._functorch.is_functorch_wrapped_tensor(x):

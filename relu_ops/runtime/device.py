@@ -1,6 +1,6 @@
 """Calls on a CUDA device: which arrays are taken, and on which stream they are computed.
 
-The fast way (native/python_arrays.c) takes exact torch tensors. Everything else comes here: arrays
+The fast way (native/python_tensors.c) takes exact torch tensors. Everything else comes here: arrays
 of torch, CuPy, JAX and whatever speaks DLPack, taken where they lie. Nothing is copied: an array in
 the CPU's memory is refused. A call is put on a stream and does not wait for it, JAX apart (see
 there). No package of arrays is imported here.

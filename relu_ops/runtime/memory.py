@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-LEAST_BYTES = 32 * 2**20  # LARGE_OUTPUT_BYTES of native/python_arrays.c
+LEAST_BYTES = 32 * 2**20  # LARGE_OUTPUT_BYTES of native/python.h
 """Smaller outputs come from NumPy: the C library keeps them in its heap and reuses them better
 (4 MiB: 60 us against 126; 16 MiB: 0.66 ms against 0.86). From here on it maps every one anew."""
 

@@ -19,9 +19,10 @@ from relu_ops.contract.shapes import in_brackets
 from relu_ops.errors import ArgumentError, ArgumentTypeError, counted
 from relu_ops.native._python import BoundCall, Operator
 from relu_ops.runtime import arrays
+from relu_ops.runtime.arrays import tensors_of_every_nature
 from relu_ops.runtime.threads import check_count, heed_tuning
 
-__all__ = ["BoundCall", "Operator", "Tensor"]
+__all__ = ["BoundCall", "Operator", "Tensor", "tensors_of_every_nature"]
 
 Dim = int | str | None
 

@@ -217,6 +217,15 @@ typedef struct relu_ops_options {
 RELU_OPS_EXPORT relu_ops_status relu_ops_call(const relu_ops_operator* op, const DLTensor* inputs,
                                               const DLTensor* outputs, const relu_ops_options* options);
 
+/* Compute on arrays of one shape, whichever, that lie without gaps: as vectors of so many elements.
+ *
+ * data: where each array begins, the inputs and then the outputs, on the operator's device, aligned to its
+ * element and of the declared dtype: nothing says that to the library. An input that is declared as a single
+ * number has one element. Overlap, options and errors as of relu_ops_call. RELU_OPS_ARGUMENT: the model
+ * declares the shape of an array, or treats its elements by where they stand. */
+RELU_OPS_EXPORT relu_ops_status relu_ops_call_vectors(const relu_ops_operator* op, void* const* data,
+                                                      int64_t elements, const relu_ops_options* options);
+
 /* A call whose arrays were checked once. */
 typedef struct relu_ops_bound relu_ops_bound;
 

@@ -220,7 +220,7 @@ relu_ops_operator* new_operator(int inputs, int outputs, bool apart, const Kerne
   op->kernels = kernels;
   op->vector_bytes = VECTOR_BYTES;
   op->element_bytes = 4 * (inputs + outputs);
-  op->takes_vectors = relu_ops_takes_vectors(op);
+  relu_ops_find_vectors(op);
   return op;
 }
 
@@ -322,9 +322,9 @@ static bool passes(const Test* test) {
 }
 
 int main(int argc, char** argv) {
-  static const Test* const tables[] = {PLANS, REFUSALS, THREADS, SETTINGS};
+  static const Test* const tables[] = {PLANS, REFUSALS, VECTORS, THREADS, SETTINGS};
   int failed = 0, run = 0;
-  for (int t = 0; t < 4; ++t)
+  for (size_t t = 0; t < sizeof(tables) / sizeof(*tables); ++t)
     for (const Test* test = tables[t]; test->name; ++test) {
       if (argc == 2 && strcmp(test->name, argv[1]) != 0) continue;
       ++run;

@@ -28,7 +28,7 @@ typedef struct {
   const char* name;
   void (*run)(void);
 } Test;
-extern const Test PLANS[], REFUSALS[], THREADS[], SETTINGS[];
+extern const Test PLANS[], REFUSALS[], VECTORS[], THREADS[], SETTINGS[];
 
 #define CHECK(condition)                                        \
   do {                                                          \

@@ -246,7 +246,8 @@ static void random_layouts(void) {
     int32_t rank = call.arrays[0].tensor.ndim;
     int64_t last = rank > 0 ? call.arrays[0].shape[rank - 1] : 0;
     if (call.leaves > 1 && last > 0 && last <= 64 && one_in(4)) make_constant(&call, one_in(3) ? 1 : last);
-    call.op->takes_vectors = relu_ops_takes_vectors(call.op) && !one_in(8);
+    relu_ops_find_vectors(call.op);
+    if (one_in(8)) call.op->takes_vectors = false, call.op->short_vectors.call = NULL;
     expect_sums(&call);
     run_random(&call);
     if (!call.in_place) check_buffer(&call.out);
@@ -256,79 +257,6 @@ static void random_layouts(void) {
     drop(call.op);
   }
   CHECK(atomic_load(&streamed) > 0);
-}
-
-/* ---- single numbers ------------------------------------------------------------------------------- */
-
-/* An operator x + alpha + 1, whose alpha is declared as one number that must fit into x. */
-static relu_ops_operator* sum_with_number(void) {
-  static const Term alpha = {.seen = {0, 0, 1}, .input = 1}, x = {.seen = {0, 0, 1}, .input = 0};
-  static const Requirement requirement = {"alpha of n", {1, &alpha}, {1, &x}};
-  relu_ops_operator* op = sum_of(2);
-  declare(op, 1, 0, NULL);
-  op->requirements = &requirement;
-  op->requirement_count = 1;
-  op->takes_vectors = relu_ops_takes_vectors(op);
-  CHECK(op->takes_vectors);
-  return op;
-}
-
-static void an_operand_that_is_one_number(void) {
-  relu_ops_operator* op = sum_with_number();
-  int32_t rank;
-  int64_t shape[1][MAX_RANK];
-  float alpha = 50;
-  const relu_ops_options one = {.threads = 1};
-  const int64_t sizes[] = {1, 2, 16, 17, 1000, 5000, 50000};
-  use(2, 65536, NEVER, 0);
-  for (int k = 0; k < 7; ++k)
-    for (int way = 0; way < 2; ++way) {
-      const int64_t* n = &sizes[k];
-      DLTensor x[] = {tensor(large_in, 1, n), tensor(&alpha, 0, NULL)}, y = tensor(large_out, 1, n);
-      for (int64_t i = 0; i < *n; ++i) large_in[i] = (float)(i % 1000), large_out[i] = -1;
-      large_out[*n] = -1;
-      CHECK(relu_ops_output_shapes(op, x, &rank, shape) == RELU_OPS_OK && rank == 1 && shape[0][0] == *n);
-      CHECK(relu_ops_call(op, x, &y, way ? &one : NULL) == RELU_OPS_OK);
-      for (int64_t i = 0; i < *n; ++i) CHECK(large_out[i] == (float)(i % 1000) + 51);
-      CHECK(large_out[*n] == -1);
-    }
-  DLTensor x[] = {tensor(A, 1, DIMS(8)), tensor(A + 4, 0, NULL)}, y = tensor(A, 1, DIMS(8));
-  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT,
-               "f: out for y must not overlap b in memory, unless it is the same, element for element",
-               "pass arrays that lie apart");
-  x[1].data = A; /* where the output begins, and yet not element for element */
-  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT,
-               "f: out for y must not overlap b in memory, unless it is the same, element for element",
-               "pass arrays that lie apart");
-  x[1] = tensor(B, 1, DIMS(8)); /* alike in every way, and no number */
-  REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: b.shape must be () (not (8,))",
-          "the model declares this: reshape the array, or declare another and build again");
-  REFUSED(relu_ops_output_shapes(op, x, &rank, shape), RELU_OPS_ARGUMENT,
-          "f: b.shape must be () (not (8,))",
-          "the model declares this: reshape the array, or declare another and build again");
-  drop(op);
-}
-
-static void which_operators_take_vectors(void) {
-  relu_ops_operator* op = sum_with_number();
-  Requirement other_way = {"x of n", op->requirements[0].into, op->requirements[0].terms};
-  op->requirements = &other_way; /* an array that must fit into a number */
-  CHECK(!relu_ops_takes_vectors(op));
-  op->requirement_count = 0;
-  CHECK(relu_ops_takes_vectors(op));
-  declare(op, 0, 0, NULL); /* numbers alone make no array */
-  CHECK(!relu_ops_takes_vectors(op));
-  declare(op, 0, -1, NULL);
-  Leaf* leaf = (Leaf*)&op->leaves[1];
-  *leaf = (Leaf){.seen = PLAIN, .input = -1}; /* a constant number */
-  CHECK(relu_ops_takes_vectors(op));
-  *leaf = (Leaf){PLAIN, -1, 1, DIMS(2), NULL};
-  CHECK(!relu_ops_takes_vectors(op));
-  *leaf = (Leaf){.seen = {1, 0, 1}, .input = 1};
-  CHECK(!relu_ops_takes_vectors(op));
-  *leaf = (Leaf){.seen = {0, 0, 2}, .input = 1};
-  CHECK(!relu_ops_takes_vectors(op));
-  drop(op);
 }
 
 /* ---- sizes of elements ---------------------------------------------------------------------------- */
@@ -496,8 +424,6 @@ static void a_transposed_input_is_read_in_blocks(void) {
 
 const Test PLANS[] = {
     {"random_layouts", random_layouts},
-    {"an_operand_that_is_one_number", an_operand_that_is_one_number},
-    {"which_operators_take_vectors", which_operators_take_vectors},
     {"elements_of_two_sizes", elements_of_two_sizes},
     {"many_outputs", many_outputs},
     {"most_outputs_on_a_small_stack", most_outputs_on_a_small_stack},

@@ -169,7 +169,7 @@ static void shapes_together(void) {
                "f: out for y has several elements in one place (strides in elements (0, 1))",
                "pass an array whose elements lie apart");
   terms[1].seen.trailing = 15;
-  op->takes_vectors = relu_ops_takes_vectors(op);
+  relu_ops_find_vectors(op);
   REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT,
                "f: with the dimensions that the model appends, the inputs have more than 16 dimensions, "
                "which is the most that is supported",
@@ -183,7 +183,7 @@ static void requirements(void) {
   const Requirement requirement = {"the slope of n", {1, &slope}, {1, &x_itself}};
   op->requirements = &requirement;
   op->requirement_count = 1;
-  op->takes_vectors = relu_ops_takes_vectors(op);
+  relu_ops_find_vectors(op);
   DLTensor x[] = {tensor(A, 1, DIMS(1)), tensor(B, 1, DIMS(2))}, y = tensor(Y, 1, DIMS(2));
   REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT, "f: the slope of n of shape (2,) must broadcast into (1,)",
                ALIGNED);
@@ -197,7 +197,7 @@ static void blocks_of_many_dimensions(void) {
   relu_ops_operator* op = sum_of(2);
   int64_t shape[16] = {2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2};
   ((Leaf*)op->leaves)[1].seen = ((Term*)op->output_terms[0].terms)[1].seen = (Seen){0, 0, 2};
-  op->takes_vectors = relu_ops_takes_vectors(op);
+  relu_ops_find_vectors(op);
   DLTensor x[] = {tensor(A, 16, shape), tensor(B, 1, DIMS(1))}, y = tensor(Y, 16, shape);
   REFUSED_CALL(op, x, &y, RELU_OPS_ARGUMENT,
                "f: with a dimension for each that is read in blocks, the inputs have more than 16 "
