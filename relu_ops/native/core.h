@@ -140,8 +140,8 @@ typedef struct {
   int32_t device;        /* the one that it was loaded for */
 } ForCuda;
 
-/* How an operator computes vectors too short for more than one kernel on one thread, where it takes vectors and
- * has one output: see run_cpu.c. */
+/* How an operator computes vectors too short for more than one kernel on one thread, where it takes vectors
+ * and has one output: see run_cpu.c. */
 #define SHORT_OPERANDS 8 /* at most, and as many arrays */
 typedef struct {
   KernelCall call; /* NULL: it has more, or runs elsewhere */

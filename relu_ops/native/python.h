@@ -86,8 +86,10 @@ int relu_ops_expect(Expected* expected, const relu_ops_spec* spec);
  * careful way must look. */
 PyObject* relu_ops_adopt(Arrays* arrays, PyObject* const* inputs, PyObject* out);
 
-/* Adopt a Python number for an input that is declared as one; false where it is none. */
+/* Adopt a Python number, or a double, for an input that is declared as one; false where it is none, or its
+ * dtype would round it twice. */
 bool relu_ops_adopt_number(Arrays* arrays, int k, PyObject* x);
+bool relu_ops_adopt_double(Arrays* arrays, int k, double x);
 
 /* Whether something is exactly torch's tensor or parameter, no subclass that means something else. */
 bool relu_ops_is_tensor(PyObject* x);
@@ -96,9 +98,9 @@ bool relu_ops_is_tensor(PyObject* x);
 PyObject* relu_ops_adopt_tensors(Arrays* arrays, PyObject* const* inputs, PyObject* out);
 PyObject* relu_ops_adopt_device_tensors(Arrays* arrays, PyObject* const* inputs, PyObject* out);
 
-/* Compute on a few elements of NumPy's own arrays, all compact and of one shape (and numbers, where an input is
- * declared as one), for an operator that takes vectors. A new reference to the result; NULL, perhaps with an
- * error, where it is anything else. */
+/* Compute on a few elements of NumPy's own arrays, all compact and of one shape (and numbers, where an input
+ * is declared as one), for an operator that takes vectors. A new reference to the result; NULL, perhaps with
+ * an error, where it is anything else. */
 PyObject* relu_ops_call_on_vectors(const OperatorObject* self, PyObject* const* inputs, PyObject* out);
 
 /* Memory for one large tensor: see python_blocks.c. Nothing, where base is NULL. */
@@ -129,7 +131,16 @@ typedef enum {
   WANTS_GRADIENT, /* such a one, whose gradient is to be recorded */
   NO_PLAIN_TENSOR /* perhaps with an error */
 } TensorKind;
-TensorKind relu_ops_tensor_kind(PyObject* x, DLDataType* dtype); /* dtype: where to write it, or NULL */
+
+/* Adopt one, and what it is; no plain one is adopted. */
+TensorKind relu_ops_adopt_plain_tensor(Arrays* arrays, int k, PyObject* x);
+
+/* New tensors for the inputs that were adopted: a tensor or a tuple, adopted too. A new reference, or NULL,
+ * perhaps with an error. */
+PyObject* relu_ops_new_tensors(Arrays* arrays);
+
+/* Compute on tensors that were adopted: new ones, as of relu_ops_fast_call. */
+PyObject* relu_ops_call_on_tensors(Arrays* arrays);
 
 /* The stream that torch has set for a device; false where that cannot be told. */
 bool relu_ops_torch_stream(int32_t device, void** stream);

@@ -63,8 +63,9 @@ static inline void describe(DLTensor* tensor, void* data, DLDataType dtype, int3
 /* Whether an array is of what is expected, has some flags, and as many dimensions as the core allows. */
 static inline bool is_expected(const Expected* expected, PyArrayObject* array, int flags) {
   int number = PyArray_TYPE(array);
-  return (number == expected->number || number == expected->same) && (PyArray_FLAGS(array) & flags) == flags &&
-         PyArray_ISNOTSWAPPED(array) && PyArray_NDIM(array) <= MAX_RANK;
+  return (number == expected->number || number == expected->same) &&
+         (PyArray_FLAGS(array) & flags) == flags && PyArray_ISNOTSWAPPED(array) &&
+         PyArray_NDIM(array) <= MAX_RANK;
 }
 
 static bool adopt_ndarray(Arrays* arrays, int k, PyArrayObject* array, int flags) {
@@ -128,10 +129,20 @@ static bool take_number(void* at, const Expected* expected, PyObject* x) {
   return write_number(at, expected->dtype, number);
 }
 
+static void describe_number(Arrays* arrays, int k) {
+  describe(&arrays->tensors[k], &arrays->numbers[k], arrays->self->expected[k].dtype, 0, arrays->shapes[k]);
+}
+
 bool relu_ops_adopt_number(Arrays* arrays, int k, PyObject* x) {
+  if (!take_number(&arrays->numbers[k], &arrays->self->expected[k], x)) return false;
+  describe_number(arrays, k);
+  return true;
+}
+
+bool relu_ops_adopt_double(Arrays* arrays, int k, double x) {
   const Expected* expected = &arrays->self->expected[k];
-  if (!take_number(&arrays->numbers[k], expected, x)) return false;
-  describe(&arrays->tensors[k], &arrays->numbers[k], expected->dtype, 0, arrays->shapes[k]);
+  if (!expected->is_number || !write_number(&arrays->numbers[k], expected->dtype, x)) return false;
+  describe_number(arrays, k);
   return true;
 }
 

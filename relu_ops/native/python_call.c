@@ -107,6 +107,20 @@ static inline PyObject* call_on_vectors(const OperatorObject* self, PyObject* co
   return result;
 }
 
+/* Compute a result that was adopted; NULL where it could not be. */
+static PyObject* computed(Arrays* arrays, PyObject* result, int threads) {
+  relu_ops_status status = result ? compute(arrays, threads) : RELU_OPS_OK;
+  if (status) Py_CLEAR(result);
+  if (!result) PyErr_Clear();
+  if (status == RELU_OPS_DEVICE) relu_ops_raise(status); /* nothing is launched twice */
+  return result;
+}
+
+PyObject* relu_ops_call_on_tensors(Arrays* arrays) {
+  arrays->of_torch = true;
+  return computed(arrays, relu_ops_new_tensors(arrays), 0);
+}
+
 /* Compute on arrays that need not be vectors; as of relu_ops_fast_call. */
 static PyObject* call_on_arrays(const OperatorObject* self, PyObject* const* inputs, size_t count,
                                 PyObject* out, int threads) {
@@ -114,12 +128,7 @@ static PyObject* call_on_arrays(const OperatorObject* self, PyObject* const* inp
   Arrays arrays;
   arrays.self = self;
   arrays.of_torch = false;
-  PyObject* result = relu_ops_adopt(&arrays, inputs, out);
-  relu_ops_status status = result ? compute(&arrays, threads) : RELU_OPS_OK;
-  if (status) Py_CLEAR(result);
-  if (!result) PyErr_Clear();
-  if (status == RELU_OPS_DEVICE) relu_ops_raise(status); /* nothing is launched twice */
-  return result;
+  return computed(&arrays, relu_ops_adopt(&arrays, inputs, out), threads);
 }
 
 PyObject* relu_ops_fast_call(PyObject* op, PyObject* const* inputs, size_t count, PyObject* out,

@@ -1,8 +1,8 @@
 /* torch's tensors as the core takes them, by DLPack's C exchange interface.
  *
  * torch is never imported here: its types and functions are looked up once somebody passes a tensor. Only
- * exact tensors and parameters are adopted, that are what their memory holds; everything else goes the careful
- * way.
+ * exact tensors and parameters are adopted, that are what their memory holds; everything else goes the
+ * careful way.
  */
 #include "python.h"
 
@@ -17,8 +17,8 @@ static struct {
 
 /* ---- what a tensor is asked ----------------------------------------------------------------------- */
 
-/* DLPack hands out, without a word, the memory of a tensor that requires a gradient, and that of a negated view
- * as it lies: both are asked for. */
+/* DLPack hands out, without a word, the memory of a tensor that requires a gradient, and that of a negated
+ * view as it lies: both are asked for. */
 typedef struct {
   bool requires_grad, is_negative;
 } Nature;
@@ -192,19 +192,23 @@ static bool is_compact(const DLTensor* tensor) {
   return true;
 }
 
-TensorKind relu_ops_tensor_kind(PyObject* x, DLDataType* dtype) {
-  DLTensor tensor;
+TensorKind relu_ops_adopt_plain_tensor(Arrays* arrays, int k, PyObject* x) {
+  DLTensor* tensor = &arrays->tensors[k];
   Nature nature;
-  if (!relu_ops_is_tensor(x) || torch.exchange->dltensor_from_py_object_no_sync(x, &tensor)) return NO_PLAIN_TENSOR;
-  if (tensor.device.device_type != kDLCPU || (tensor.strides && !is_compact(&tensor))) return NO_PLAIN_TENSOR;
-  if (dtype) *dtype = tensor.dtype;
-  if (!ask(x, &nature)) return NO_PLAIN_TENSOR;
+  if (!relu_ops_is_tensor(x) || !ask(x, &nature) || nature.is_negative ||
+      torch.exchange->dltensor_from_py_object_no_sync(x, tensor))
+    return NO_PLAIN_TENSOR;
+  if (tensor->device.device_type != kDLCPU || tensor->ndim > MAX_RANK ||
+      (tensor->strides && !is_compact(tensor)))
+    return NO_PLAIN_TENSOR;
+  tensor->strides = NULL;
   return wants_gradient(&nature) ? WANTS_GRADIENT : PLAIN_TENSOR;
 }
 
 static bool adopt_tensor(Arrays* arrays, int k, PyObject* x, bool written) {
   DLTensor* tensor = &arrays->tensors[k];
-  if (!relu_ops_is_tensor(x) || !is_plain(x, written) || torch.exchange->dltensor_from_py_object_no_sync(x, tensor))
+  if (!relu_ops_is_tensor(x) || !is_plain(x, written) ||
+      torch.exchange->dltensor_from_py_object_no_sync(x, tensor))
     return false;
   if (tensor->ndim > MAX_RANK) return false;
   if (tensor->strides && is_compact(tensor)) tensor->strides = NULL;
@@ -285,8 +289,7 @@ static PyObject* new_tensor(Arrays* arrays, int k, int32_t rank, const int64_t* 
   return tensor;
 }
 
-/* New tensors for the inputs that were adopted: a tensor or a tuple, adopted too. */
-static PyObject* new_tensors(Arrays* arrays) {
+PyObject* relu_ops_new_tensors(Arrays* arrays) {
   int count = arrays->self->output_count, at = arrays->self->input_count;
   int32_t ranks[MOST_FAST];
   int64_t shapes[MOST_FAST][MAX_RANK];
@@ -313,9 +316,10 @@ static PyObject* adopt_out_tensors(Arrays* arrays, PyObject* out) {
 
 PyObject* relu_ops_adopt_tensors(Arrays* arrays, PyObject* const* inputs, PyObject* out) {
   for (int k = 0; k < arrays->self->input_count; ++k)
-    if (!adopt_tensor(arrays, k, inputs[k], false) && !relu_ops_adopt_number(arrays, k, inputs[k])) return NULL;
+    if (!adopt_tensor(arrays, k, inputs[k], false) && !relu_ops_adopt_number(arrays, k, inputs[k]))
+      return NULL;
   arrays->of_torch = true;
-  return out ? adopt_out_tensors(arrays, out) : new_tensors(arrays);
+  return out ? adopt_out_tensors(arrays, out) : relu_ops_new_tensors(arrays);
 }
 
 /* ---- on a device ---------------------------------------------------------------------------------- */

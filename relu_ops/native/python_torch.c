@@ -83,33 +83,36 @@ static PyObject* operator_for(const FunctionObject* self, DLDataType dtype) {
 /* What is to be done about a call. */
 typedef enum { COMPUTE, RECORD, ASK } Way;
 
-static Way way_of(const FunctionObject* self, PyObject* const* arguments, size_t count, DLDataType* dtype) {
+/* Adopt the tensors of a call. */
+static Way way_of(const FunctionObject* self, PyObject* const* arguments, size_t count, Arrays* arrays) {
   Way way = COMPUTE;
   for (size_t k = 0; k < count; ++k) {
     if (k > 0 && PyFloat_CheckExact(arguments[k])) continue;
-    TensorKind kind = relu_ops_tensor_kind(arguments[k], k ? NULL : dtype);
+    TensorKind kind = relu_ops_adopt_plain_tensor(arrays, (int)k, arguments[k]);
     if (kind == NO_PLAIN_TENSOR) return ASK;
     if (kind == WANTS_GRADIENT) way = RECORD;
   }
   return nothing_listens(self) ? way : ASK;
 }
 
-/* A slope as float32, which is what operators take; NULL with an error, or where a dtype may not have it. */
-static PyObject* rounded(PyObject* slope) {
+/* Adopt a slope as float32, which is what operators take; false where a dtype may not have it. */
+static bool adopt_slope(Arrays* arrays, int k, PyObject* slope) {
   float narrow = (float)PyFloat_AS_DOUBLE(slope);
-  return fabsf(narrow) < 65504.0f ? PyFloat_FromDouble((double)narrow) : NULL;
+  return fabsf(narrow) < 65504.0f && relu_ops_adopt_double(arrays, k, (double)narrow);
 }
 
-static PyObject* computed(PyObject* operator, PyObject* const* arguments, size_t count) {
+/* Compute on tensors that were adopted, and the numbers among the arguments. */
+static PyObject* computed(PyObject* operator, PyObject* const* arguments, size_t count, Arrays* arrays) {
   PyObject* held[MOST_FAST]; /* who calls may have a mere loan of them */
-  PyObject* result = NULL;
-  size_t k = 0;
-  for (; k < count; ++k) {
-    held[k] = PyFloat_CheckExact(arguments[k]) ? rounded(arguments[k]) : Py_NewRef(arguments[k]);
-    if (!held[k]) break;
-  }
-  if (k == count) result = relu_ops_fast_call(operator, held, count, NULL, 0);
-  while (k-- > 0) Py_DECREF(held[k]);
+  const OperatorObject* wanted = arrays->self = (OperatorObject*)operator;
+  if (wanted->on_device || count != (size_t)wanted->input_count ||
+      count + (size_t)wanted->output_count > MOST_FAST)
+    return NULL;
+  for (size_t k = 0; k < count; ++k)
+    if (PyFloat_CheckExact(arguments[k]) && !adopt_slope(arrays, (int)k, arguments[k])) return NULL;
+  for (size_t k = 0; k < count; ++k) held[k] = Py_NewRef(arguments[k]);
+  PyObject* result = relu_ops_call_on_tensors(arrays);
+  for (size_t k = 0; k < count; ++k) Py_DECREF(held[k]);
   return result;
 }
 
@@ -117,13 +120,13 @@ static PyObject* function_vectorcall(PyObject* object, PyObject* const* argument
                                      PyObject* names) {
   FunctionObject* self = (FunctionObject*)object;
   size_t count = (size_t)PyVectorcall_NARGS(flags);
-  DLDataType dtype = {0, 0, 0};
+  Arrays arrays;
   if (names || count < 1 || count > MOST_FAST) Py_RETURN_NONE;
-  Way way = way_of(self, arguments, count, &dtype);
+  Way way = way_of(self, arguments, count, &arrays);
   PyErr_Clear(); /* whoever is asked with care says it */
   if (way == RECORD) return Py_NewRef(Py_NotImplemented);
-  PyObject* operator = way == COMPUTE ? operator_for(self, dtype) : NULL;
-  PyObject* result = operator ? computed(operator, arguments, count) : NULL;
+  PyObject* operator = way == COMPUTE ? operator_for(self, arrays.tensors[0].dtype) : NULL;
+  PyObject* result = operator ? computed(operator, arguments, count, &arrays) : NULL;
   PyErr_Clear();
   return result ? result : Py_NewRef(Py_None);
 }
