@@ -538,6 +538,15 @@ def test_names_that_torch_cannot_take() -> None:
         ours.wrap(model)
 
 
+def test_a_graph_without_inputs() -> None:
+    refused(
+        ArgumentError,
+        "wrap: g must have an input (it has none)\n"
+        "hint: its results are constants: compute them once, with relu_ops.compile or load",
+        lambda: ours.wrap(model_of("g () => (float[1] y) <float[1] c = {1}> { y = Relu(c) }")),
+    )
+
+
 def test_rank_is_kept_where_a_graph_depends_on_it() -> None:
     """Under vmap such a graph runs once an element of the batch."""
     text = """g (int8[2, N] x) => (float[2, N] y) <float[2] s = {0.5, 2}, int8[2] z = {0, 1}> {

@@ -116,7 +116,10 @@ class Wrapped(Derivable):
     def _check_names(self) -> None:
         names = [one.name for one in self.graph.inputs]
         if not names:
-            raise ArgumentError("wrap: the graph must have an input", "there is nothing to call")
+            raise ArgumentError(
+                f"wrap: {self.graph.name} must have an input (it has none)",
+                "its results are constants: compute them once, with relu_ops.compile or load",
+            )
         if any(not re.fullmatch(r"[A-Za-z_]\w*", name) for name in names):
             raise ArgumentError(
                 f"wrap: torch takes no such names of inputs: {', '.join(names)}",
