@@ -409,16 +409,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "small calls heed no settings",
         RUN,
-        "relu_ops_settings_matter(elements * op->element_bytes))",
-        "elements > ALIGN_BYTES)",
+        "!relu_ops_settings_matter(elements * op->element_bytes);",
+        "elements <= ALIGN_BYTES;",
         native("small_calls_heed_the_settings"),
     ),
     Mutant(
         "a short output may overlap an input",
         RUN,
-        "if (at + (uintptr_t)bytes > out && past > at && !itself) return false;",
-        "if (at + (uintptr_t)bytes > out && past > at && bytes < 0 && !itself) return false;",
+        "!(apart || (at == out && moves && size == out_size))",
+        "!(apart || at)",
         native("overlaps"),
+    ),
+    Mutant(
+        "a short vector may lie anywhere",
+        RUN,
+        "if (!at || (at & (size - 1)) ||",
+        "if (!at ||",
+        native("vectors_that_are_refused"),
     ),
     Mutant(
         "a transposed input is read row by row",
