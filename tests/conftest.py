@@ -19,7 +19,8 @@ from relu_ops.runtime.operator import Operator
 
 _cache = tempfile.TemporaryDirectory(prefix="relu_ops-tests-")
 os.environ["RELU_OPS_CACHE"] = os.path.join(_cache.name, "cache")
-os.environ["RELU_OPS_TUNING"] = os.path.join(_cache.name, "none")
+# Nobody can write there: what one test tuned, others would heed.
+os.environ["RELU_OPS_TUNING"] = os.path.join(os.devnull, "none")
 
 _path = [str(Path(relu_ops.__file__).parents[1]), str(Path(__file__).parent)]
 os.environ["PYTHONPATH"] = os.pathsep.join([*_path, *filter(None, [os.getenv("PYTHONPATH")])])

@@ -79,7 +79,8 @@ def run(commands: list[str], folder: Path) -> None:
     path = f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"
     # Hosts of the documents are this machine: ssh is a program that stands in for it.
     ssh = f"{sys.executable} {Path(__file__).with_name('stand_in_ssh.py')}"
-    environment = {**os.environ, "PATH": path, "RELU_OPS_SSH": ssh}
+    own = {"PATH": path, "RELU_OPS_SSH": ssh, "RELU_OPS_TUNING": str(folder / "tuning.json")}
+    environment = {**os.environ, **own}
     environment.pop("PYTHONPATH", None)  # it would name this checkout
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(commands)],
