@@ -108,6 +108,11 @@ static int use_leaky(relu_ops_operator* op) {
   }
   relu_ops_free(bound);
 
+  void* vectors[] = {in, out};
+  memset(out, 0, sizeof(out));
+  CHECK(!relu_ops_call_vectors(op, vectors, 6, NULL));
+  CHECK(out[0] == -1.0f && out[1] == -0.5f && out[5] == 3.0f);
+
   pthread_t threads[4];
   void* failed = NULL;
   for (int k = 0; k < 4; ++k) CHECK(!pthread_create(&threads[k], NULL, call_often, op));
