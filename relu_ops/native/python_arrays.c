@@ -48,7 +48,7 @@ int relu_ops_expect(Expected* expected, const relu_ops_spec* spec) {
 /* ---- arrays as they are -------------------------------------------------------------------------- */
 
 /* Describe memory of the CPU without gaps, member by member: a compiler clears a whole structure by a string
- * instruction, which costs 8 ns each time. */
+ * instruction, which costs 5 ns each time (Intel Xeon, 2026-11-28). */
 static inline void describe(DLTensor* tensor, void* data, DLDataType dtype, int32_t rank, int64_t* shape) {
   tensor->data = data;
   tensor->device.device_type = kDLCPU;
