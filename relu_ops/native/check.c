@@ -175,10 +175,6 @@ static relu_ops_status check_strides(const Array* a) {
                        shape_text(x->ndim, x->strides).text);
 }
 
-static uintptr_t address_of(const DLTensor* x) {
-  return (uintptr_t)x->data + x->byte_offset;
-}
-
 static relu_ops_status check_data(const Array* a) {
   const DLTensor* x = a->tensor;
   int64_t itemsize = itemsize_of(a->spec);

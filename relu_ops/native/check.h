@@ -25,6 +25,11 @@ static inline bool is_number(const relu_ops_spec* spec) {
   return spec->rank == 0;
 }
 
+/* Where the first element of an array lies. */
+static inline uintptr_t address_of(const DLTensor* x) {
+  return (uintptr_t)x->data + x->byte_offset;
+}
+
 /* The size of an element, of a declared dtype. */
 static inline int64_t itemsize_of(const relu_ops_spec* spec) {
   return spec->dtype.bits / 8;

@@ -32,7 +32,7 @@ static const DLTensor* tensor_of(const relu_ops_operator* op, const DLTensor* in
 }
 
 static char* data_of(const relu_ops_operator* op, const DLTensor* x, int32_t k) {
-  return x ? (char*)x->data + x->byte_offset : (char*)op->leaves[k].constant;
+  return x ? (char*)address_of(x) : (char*)op->leaves[k].constant;
 }
 
 /* ---- where arrays overlap ------------------------------------------------------------------------ */

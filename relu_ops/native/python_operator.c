@@ -35,8 +35,6 @@ static PyObject* refuse_new(void) {
   return relu_ops_call_careful("refuse_new", NULL, 0);
 }
 
-/* Operator(handle, name=None, target=None, bundle=None, cuda=-1): for the CUDA device of a number, or for
- * the CPU. Loading code into a device takes milliseconds, without the GIL. */
 /* Whether an operator computes one output of vectors, on the CPU: asked with empty ones. */
 static bool takes_vectors(const OperatorObject* self) {
   double number = 0;
@@ -46,6 +44,8 @@ static bool takes_vectors(const OperatorObject* self) {
          relu_ops_call_vectors(self->op, data, 0, NULL) == RELU_OPS_OK;
 }
 
+/* Operator(handle, name=None, target=None, bundle=None, cuda=-1): for the CUDA device of a number, or for
+ * the CPU. Loading code into a device takes milliseconds, without the GIL. */
 static PyObject* operator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
   static char* names[] = {"handle", "name", "target", "bundle", "cuda", NULL};
   PyObject *handle, *bundle = Py_None;

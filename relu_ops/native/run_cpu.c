@@ -359,17 +359,13 @@ bool relu_ops_run_short_vectors(const relu_ops_operator* op, void* const* data, 
   return is_short(op, elements) && run_short_vectors(op, data, elements);
 }
 
-static inline void* data_of(const DLTensor* x) {
-  return (char*)x->data + x->byte_offset;
-}
-
 bool relu_ops_run_short(const relu_ops_operator* op, const DLTensor* inputs, const DLTensor* outputs) {
   if (!op->short_vectors.call) return false;
   int64_t elements = relu_ops_alike_elements(op, inputs, outputs);
   if (!is_short(op, elements)) return false;
   void* arrays[SHORT_OPERANDS];
-  for (int32_t k = 0; k < op->input_count; ++k) arrays[k] = data_of(&inputs[k]);
-  arrays[op->input_count] = data_of(&outputs[0]);
+  for (int32_t k = 0; k < op->input_count; ++k) arrays[k] = (void*)address_of(&inputs[k]);
+  arrays[op->input_count] = (void*)address_of(&outputs[0]);
   return run_short_vectors(op, arrays, elements);
 }
 
