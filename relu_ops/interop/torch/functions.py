@@ -396,8 +396,11 @@ def _relu_grad_formula(ops: Any, dtype: torch.dtype, dy: Any, y: Any) -> Any:
 def _leaky_relu_formula(
     ops: Any, dtype: torch.dtype, x: Any, negative_slope: float = _USUAL_SLOPE
 ) -> Any:
-    slope = ops.constant(_slope(negative_slope, dtype), dtype)
-    return ops.where(ops.lt(x, ops.constant(0, dtype)), ops.mul(x, slope), x)
+    slope = _slope(negative_slope, dtype)
+    product = ops.mul(x, ops.constant(slope, dtype))
+    if 0 < slope <= 1:  # the greater of both, and NaN where x is: without a mask
+        return ops.maximum(x, product)
+    return ops.where(ops.ge(x, ops.constant(0, dtype)), x, product)
 
 
 def _leaky_relu_grad_formula(
