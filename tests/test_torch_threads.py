@@ -23,10 +23,23 @@ COUNTER = """
 typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
 static int count;
 int regions(void) { return count; }
+
+/* A team of which only some come, one after the other; or the runtime's own. */
+int team, come;
+static int number;
+static void* of_runtime(const char* name) {
+  return dlsym(dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NOLOAD), name);
+}
+int omp_get_num_threads(void) {
+  return team ? team : ((int (*)(void))(uintptr_t)of_runtime("omp_get_num_threads"))();
+}
+int omp_get_thread_num(void) {
+  return team ? number : ((int (*)(void))(uintptr_t)of_runtime("omp_get_thread_num"))();
+}
 void GOMP_parallel(void (*f)(void*), void* data, unsigned threads, unsigned flags) {
-  void* runtime = dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NOLOAD);
   __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED);
-  ((Parallel)(uintptr_t)dlsym(runtime, "GOMP_parallel"))(f, data, threads, flags);
+  if (!team) ((Parallel)(uintptr_t)of_runtime("GOMP_parallel"))(f, data, threads, flags);
+  for (number = 0; team && number < come; ++number) f(data);
 }
 """
 
@@ -106,6 +119,47 @@ y, z = both(x, out=outs)
 assert y is outs[0] and z is outs[1] and torch.equal(z, -x)
 y, z = both(x)
 assert type(y) is type(z) is torch.Tensor and torch.equal(z, -x) and torch.equal(y, wanted)
+""",
+    )
+
+
+def test_who_computes_what(counter: Path) -> None:
+    """Each the part that torch gives to a thread of its number; who is late, only its beginning."""
+    passes(
+        counter,
+        """
+team, come = (ctypes.c_int.in_dll(counter, name) for name in ("team", "come"))
+nan = float("nan")
+
+def left_over(threads, coming, size, given=None):
+    some, y = x[:size], torch.full((size,), nan)
+    team.value, come.value = threads, coming
+    op(some, out=y, threads=given)
+    team.value = 0
+    left = torch.isnan(y)
+    assert torch.equal(y[~left], torch.relu(some)[~left])
+    starts = torch.nonzero(left & ~torch.cat((torch.tensor([False]), left[:-1])))
+    return [k.item() / size for k in starts], left.sum().item() / size
+
+n = 1 << 20
+assert left_over(2, 1, n) == ([2 / 4], 1 / 4)  # two chunks each
+assert left_over(2, 1, n // 4) == ([1 / 2], 1 / 2)  # one
+assert left_over(2, 2, n) == left_over(3, 2, n) == left_over(1, 1, n) == ([], 0)
+assert left_over(4, 1, n, given=2) == ([2 / 4], 1 / 4)
+torch.set_num_threads(8)
+relu_ops.set_num_threads(8)
+assert left_over(8, 6, n) == ([6 / 8], 2 / 8)
+assert left_over(8, 8, n) == left_over(5, 5, n) == ([], 0)
+
+import onnx.parser
+prelu = relu_ops.compile(onnx.parser.parse_model('''<ir_version: 8, opset_import: ["" : 18]>
+prelu (float[A,B,C,D,E,F] x, float[A,1,C,1,E,1] slope) => (float[A,B,C,D,E,F] y)
+{ y = PRelu(x, slope) }'''))
+few, slope = torch.randn((6,) * 6), torch.full((6, 1) * 3, 0.5)  # no two dimensions are one
+right = torch.where(few < 0, few * 0.5, few)
+team.value = come.value = 8
+prelu(few, slope, out=few)  # in place: nothing may be computed twice
+assert torch.equal(few, right)
 """,
     )
 

@@ -89,31 +89,42 @@ void relu_ops_meet_torch_threads(PyObject* module) {
 
 /* ---- calls --------------------------------------------------------------------------------------- */
 
-/* A job of a team. */
+/* A job of a team. Each thread has a share, chunks that follow each other. */
 typedef struct {
   relu_ops_task task;
   void* argument;
   int64_t chunks;
-  int most; /* threads that may take part */
-  atomic_llong taken; /* chunks beyond the first of each */
+  int most;          /* threads that may take part */
+  atomic_int* begun; /* of each share, chunks beyond its first */
 } Job;
 
-/* What each thread of a team does: the chunk of its number, so that the next operator's thread of that
- * number, ours or torch's, finds it in its cache; then what nobody has begun. */
+/* Compute what nobody has begun of a share, but for its first chunk, which is its owner's. */
+static void work_on(Job* job, int64_t share, int64_t count) {
+  int64_t first = share * job->chunks / count, end = (share + 1) * job->chunks / count;
+  while (first + 1 + atomic_load_explicit(&job->begun[share], memory_order_relaxed) < end) {
+    int64_t chunk = first + 1 + atomic_fetch_add(&job->begun[share], 1);
+    if (chunk < end) job->task(job->argument, chunk, job->chunks);
+  }
+}
+
+/* What each thread of a team does: the share of its number, which are the elements that torch gives to it,
+ * so that the next operator's thread of that number, ours or torch's, finds them in its cache; then others'. */
 static void take_part(void* given) {
   Job* job = given;
-  int64_t count = openmp.count() < job->most ? openmp.count() : job->most, chunk = openmp.number();
-  if (chunk >= count) return;
-  while (chunk < job->chunks) {
-    job->task(job->argument, chunk, job->chunks);
-    chunk = count + atomic_fetch_add(&job->taken, 1);
-  }
+  int64_t count = openmp.count() < job->most ? openmp.count() : job->most, own = openmp.number();
+  if (count > job->chunks) count = job->chunks;
+  if (own >= count) return;
+  job->task(job->argument, own * job->chunks / count, job->chunks);
+  for (int64_t turn = 0; turn < count; ++turn) work_on(job, (own + turn) % count, count);
 }
 
 /* A team of another size than the last one would be made anew (see ATen/ParallelOpenMP.h): none is asked
  * for, and threads that are too many do nothing. */
-static void run(void* most, relu_ops_task task, void* argument, int64_t chunks) {
-  Job job = {.task = task, .argument = argument, .chunks = chunks, .most = (int)(intptr_t)most};
+static void run(void* given, relu_ops_task task, void* argument, int64_t chunks) {
+  int most = (int)(intptr_t)given;
+  atomic_int begun[most];
+  for (int k = 0; k < most; ++k) atomic_init(&begun[k], 0);
+  Job job = {.task = task, .argument = argument, .chunks = chunks, .most = most, .begun = begun};
   openmp.parallel(take_part, &job, 0, 0);
 }
 
