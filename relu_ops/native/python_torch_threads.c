@@ -101,6 +101,7 @@ typedef struct {
 /* Compute what nobody has begun of a share, but for its first chunk, which is its owner's. */
 static void work_on(Job* job, int64_t share, int64_t count) {
   int64_t first = share * job->chunks / count, end = (share + 1) * job->chunks / count;
+  if (end - first < 2) return;
   while (first + 1 + atomic_load_explicit(&job->begun[share], memory_order_relaxed) < end) {
     int64_t chunk = first + 1 + atomic_fetch_add(&job->begun[share], 1);
     if (chunk < end) job->task(job->argument, chunk, job->chunks);
@@ -108,7 +109,7 @@ static void work_on(Job* job, int64_t share, int64_t count) {
 }
 
 /* What each thread of a team does: the share of its number, which are the elements that torch gives to it,
- * so that the next operator's thread of that number, ours or torch's, finds them in its cache; then others'. */
+ * so that the next operator's thread of that number, ours or torch's, has them in its cache; then others'. */
 static void take_part(void* given) {
   Job* job = given;
   int64_t count = openmp.count() < job->most ? openmp.count() : job->most, own = openmp.number();

@@ -13,14 +13,22 @@ typedef struct {
   int64_t rows, columns;
 } Block;
 
-/* One pass, and how it is run. */
+/* One pass, and how it is run. Of a vector of few operands it holds all that a chunk takes: a line of a cache
+ * that its caller wrote costs a thread 0.1 us, and a line that this one points to as much again. relu of 64k
+ * float32 on two threads takes 5.4 us so, and 5.9 where they read the plan (Intel Xeon, 2026-11-28). */
 typedef struct {
   const Plan* plan;
+  const relu_ops_operator* op;
   const Kernel* kernel;
-  int32_t split; /* the dimension that is divided among threads */
-  bool align;    /* rows are long enough to align the output where it is not */
+  int64_t extent; /* of the dimension that is divided among threads */
+  int32_t split;  /* which one that is */
+  bool align;     /* rows are long enough to align the output where it is not */
   bool stream;
-  Block block;   /* or nothing: rows are run as they are */
+  Block block;    /* or nothing: rows are run as they are */
+  char* const* data; /* of a vector, by operand: often `few_data`, `few_inner`; NULL: it is none */
+  const int64_t* inner;
+  char* few_data[SHORT_OPERANDS];
+  int64_t few_inner[SHORT_OPERANDS];
 } Pass;
 
 /* How an operand lies inside a row: see compiler/patterns.py. */
@@ -28,8 +36,9 @@ static int64_t inner_stride(const Plan* plan, int32_t k) {
   return plan->rank > 0 ? plan->stride[k][plan->rank - 1] : 1;
 }
 
+/* From one row to the next, where there are rows: of rank 2 and more. */
 static int64_t row_stride(const Plan* plan, int32_t k) {
-  return plan->rank > 1 ? plan->stride[k][plan->rank - 2] : 0;
+  return plan->stride[k][plan->rank - 2];
 }
 
 static const Kernel* choose_kernel(const relu_ops_operator* op, const int64_t* inner) {
@@ -57,7 +66,7 @@ static int64_t until_aligned(const relu_ops_operator* op, const char* out, int64
 /* A part of a row, and what comes after it. */
 static void run_part(const Pass* pass, KernelCall call, char** at, const int64_t* row, const int64_t* inner,
                      int64_t n) {
-  const relu_ops_operator* op = pass->plan->op;
+  const relu_ops_operator* op = pass->op;
   if (n == 0) return;
   call(at, row, inner, 1, n);
   for (int32_t k = 0; k < op->operand_count; ++k) at[k] += n * inner[k] * op->itemsizes[k];
@@ -66,7 +75,7 @@ static void run_part(const Pass* pass, KernelCall call, char** at, const int64_t
 /* Row by row, the output aligned to vectors after a short head. */
 static void run_aligned(const Pass* pass, char* const* data, const int64_t* row, const int64_t* inner,
                         int64_t rows, int64_t n) {
-  const relu_ops_operator* op = pass->plan->op;
+  const relu_ops_operator* op = pass->op;
   char* at[op->operand_count];
   for (int64_t r = 0; r < rows; ++r) {
     for (int32_t k = 0; k < op->operand_count; ++k) at[k] = data[k] + r * row[k] * op->itemsizes[k];
@@ -83,7 +92,7 @@ static void run_aligned(const Pass* pass, char* const* data, const int64_t* row,
  * vectors alone are aligned, 16M 2.8 and 3.2 (Intel Xeon, AVX-512, 2 threads, 2026-11-28). */
 static void run_streamed(const Pass* pass, char* const* data, const int64_t* row, const int64_t* inner,
                          int64_t rows, int64_t n) {
-  const relu_ops_operator* op = pass->plan->op;
+  const relu_ops_operator* op = pass->op;
   const Kernel* kernel = pass->kernel;
   int32_t out = op->leaf_count;
   int64_t line = LINE_BYTES / op->itemsizes[out];
@@ -134,7 +143,7 @@ static Block choose_block(const Plan* plan, int64_t stream_bytes) {
 /* The first columns are so many that the others begin with an aligned output, if its rows are alike. */
 static void run_blocks(const Pass* pass, char* const* data, const int64_t* row, const int64_t* inner,
                        int64_t rows, int64_t n) {
-  const relu_ops_operator* op = pass->plan->op;
+  const relu_ops_operator* op = pass->op;
   char* at[op->operand_count];
   int32_t out = op->leaf_count;
   int64_t head = pass->align ? until_aligned(op, data[out], op->vector_bytes) : 0;
@@ -151,7 +160,7 @@ static void run_blocks(const Pass* pass, char* const* data, const int64_t* row, 
 /* One tile: the two innermost dimensions. */
 static void run_tile(const Pass* pass, char* const* data, const int64_t* row, const int64_t* inner,
                      int64_t rows, int64_t n) {
-  const relu_ops_operator* op = pass->plan->op;
+  const relu_ops_operator* op = pass->op;
   if (pass->stream) run_streamed(pass, data, row, inner, rows, n);
   else if (pass->block.rows) run_blocks(pass, data, row, inner, rows, n);
   else if (pass->align && until_aligned(op, data[op->leaf_count], op->vector_bytes))
@@ -167,21 +176,23 @@ static void advance(const Plan* plan, char** data, int32_t dim, int64_t steps) {
     data[k] += steps * plan->stride[k][dim] * plan->op->itemsizes[k];
 }
 
-/* The tiles of a range of the split dimension, one after another. */
-static void run_tiles(const Pass* pass, const int64_t* row, const int64_t* inner, int64_t begin,
-                      int64_t end) {
+/* The tiles of a range of the split dimension, one after another: of rank 2 and more. */
+static void run_tiles(const Pass* pass, int64_t begin, int64_t end) {
   const Plan* plan = pass->plan;
-  int32_t rank = plan->rank;
-  int64_t extent[MAX_RANK], index[MAX_RANK];
-  char* data[plan->op->operand_count];
+  int32_t rank = plan->rank, count = pass->op->operand_count;
+  int64_t extent[MAX_RANK], index[MAX_RANK], row[count], inner[count];
+  char* data[count];
+  for (int32_t k = 0; k < count; ++k) {
+    inner[k] = inner_stride(plan, k);
+    row[k] = row_stride(plan, k);
+  }
   memcpy(extent, plan->extent, sizeof(int64_t) * (size_t)rank);
   memcpy(data, plan->data, sizeof(data));
   memset(index, 0, sizeof(int64_t) * (size_t)rank);
   extent[pass->split] = end - begin;
   advance(plan, data, pass->split, begin);
-  int64_t n = extent[rank - 1], rows = rank > 1 ? extent[rank - 2] : 1;
   for (;;) {
-    run_tile(pass, data, row, inner, rows, n);
+    run_tile(pass, data, row, inner, extent[rank - 2], extent[rank - 1]);
     int32_t d = rank - 3;
     for (; d >= 0; --d) {
       advance(plan, data, d, 1);
@@ -193,17 +204,22 @@ static void run_tiles(const Pass* pass, const int64_t* row, const int64_t* inner
   }
 }
 
-/* A range of the split dimension. A small vector takes less time than its tiles to set up: one of 16
- * elements 20 ns so and 35 with them (AMD EPYC, Zen 4, 2026-11-22). */
-static void run_range(const Pass* pass, int64_t begin, int64_t end) {
-  const Plan* plan = pass->plan;
-  int64_t row[plan->op->operand_count], inner[plan->op->operand_count];
-  for (int32_t k = 0; k < plan->op->operand_count; ++k) {
-    inner[k] = inner_stride(plan, k);
-    row[k] = row_stride(plan, k);
+/* A vector takes less time than its tiles to set up: one of 16 elements 20 ns so and 35 with them (AMD EPYC,
+ * Zen 4, 2026-11-22). */
+static void run_vector(const Pass* pass, int64_t begin, int64_t end) {
+  const relu_ops_operator* op = pass->op;
+  char* data[op->operand_count];
+  int64_t row[op->operand_count];
+  for (int32_t k = 0; k < op->operand_count; ++k) {
+    data[k] = pass->data[k] + begin * pass->inner[k] * op->itemsizes[k];
+    row[k] = 0;
   }
-  if (plan->rank < 2 && begin == 0) run_tile(pass, plan->data, row, inner, 1, end);
-  else run_tiles(pass, row, inner, begin, end);
+  run_tile(pass, data, row, pass->inner, 1, end - begin);
+}
+
+static void run_range(const Pass* pass, int64_t begin, int64_t end) {
+  if (pass->data) run_vector(pass, begin, end);
+  else run_tiles(pass, begin, end);
   if (pass->stream) arch_store_fence();
 }
 
@@ -226,8 +242,7 @@ static int64_t boundary(int64_t extent, int64_t chunk, int64_t chunks) {
 
 static void run_chunk(void* argument, int64_t chunk, int64_t chunks) {
   const Pass* pass = (const Pass*)argument;
-  int64_t extent = pass->plan->extent[pass->split];
-  int64_t begin = boundary(extent, chunk, chunks), end = boundary(extent, chunk + 1, chunks);
+  int64_t begin = boundary(pass->extent, chunk, chunks), end = boundary(pass->extent, chunk + 1, chunks);
   if (begin < end) run_exactly(pass, begin, end);
 }
 
@@ -261,7 +276,8 @@ static void run_split(Pass* pass, int threads, int64_t wake_bytes) {
   const Plan* plan = pass->plan;
   int64_t chunks = chunks_of(plan, threads);
   pass->split = choose_split(plan, chunks);
-  chunks = at_most(plan->extent[pass->split], chunks);
+  pass->extent = plan->extent[pass->split];
+  chunks = at_most(pass->extent, chunks);
   if (plan->host) plan->host->run(plan->host->host, run_chunk, pass, chunks);
   else relu_ops_parallel(run_chunk, pass, chunks, (PoolUse){threads, plan->bytes, wake_bytes});
 }
@@ -282,14 +298,25 @@ static bool can_align(const Plan* plan, const Kernel* kernel, int64_t least_byte
          ((uintptr_t)plan->data[op->leaf_count] & (uintptr_t)(itemsize - 1)) == 0;
 }
 
+static void keep_vector(Pass* pass, const int64_t* inner) {
+  size_t count = (size_t)pass->op->operand_count;
+  pass->data = pass->plan->data;
+  pass->inner = inner;
+  if (count > SHORT_OPERANDS) return;
+  pass->data = memcpy(pass->few_data, pass->data, count * sizeof(char*));
+  pass->inner = memcpy(pass->few_inner, inner, count * sizeof(int64_t));
+}
+
 static void run_pass(const Plan* plan) {
   if (plan->rank < 0) return;
   const relu_ops_settings none = {1, INT64_MAX, INT64_MAX, INT64_MAX};
   const relu_ops_settings settings =
       relu_ops_settings_matter(plan->bytes) ? relu_ops_current_settings() : none;
-  int64_t inner[plan->op->operand_count];
-  for (int32_t k = 0; k < plan->op->operand_count; ++k) inner[k] = inner_stride(plan, k);
-  Pass pass = {.plan = plan, .kernel = choose_kernel(plan->op, inner)};
+  const relu_ops_operator* op = plan->op;
+  int64_t inner[op->operand_count];
+  for (int32_t k = 0; k < op->operand_count; ++k) inner[k] = inner_stride(plan, k);
+  _Alignas(LINE_BYTES) Pass pass = {.plan = plan, .op = op, .kernel = choose_kernel(op, inner)};
+  if (plan->rank < 2) keep_vector(&pass, inner);
   pass.block = choose_block(plan, settings.stream_bytes);
   pass.align = can_align(plan, pass.kernel, ALIGN_BYTES);
   pass.stream = plan->bytes >= settings.stream_bytes &&
