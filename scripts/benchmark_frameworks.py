@@ -210,19 +210,22 @@ def compiled_calls() -> Iterator[Row]:
 
     from relu_ops.interop import torch as door
 
-    own = torch.compile(lambda x: door.leaky_relu(x), fullgraph=True, dynamic=False)
-    theirs = torch.compile(
-        lambda x: torch.nn.functional.leaky_relu(x), fullgraph=True, dynamic=False
-    )
-    for size in SIZES.values():
-        x = torch.randn(size)
-        same([own(x)], [theirs(x)])
-        calls = {
-            OURS: functools.partial(own, x),
-            "torch": functools.partial(torch.nn.functional.leaky_relu, x),
-            "torch.compile": functools.partial(theirs, x),
-        }
-        yield Row("compiled", "leaky_relu, compiled", size, alone, calls)
+    functional = torch.nn.functional
+    pairs = {
+        "leaky_relu": (lambda x: door.leaky_relu(x), lambda x: functional.leaky_relu(x)),
+        "relu": (lambda x: door.relu(x), lambda x: functional.relu(x)),
+    }
+    for name, pair in pairs.items():
+        own, theirs = (torch.compile(f, fullgraph=True, dynamic=False) for f in pair)
+        for size in SIZES.values():
+            x = torch.randn(size)
+            same([own(x)], [theirs(x)])
+            calls = {
+                OURS: functools.partial(own, x),
+                "torch": functools.partial(getattr(functional, name), x),
+                "torch.compile": functools.partial(theirs, x),
+            }
+            yield Row("compiled", f"{name}, compiled", size, alone, calls)
 
 
 def training() -> Iterator[Row]:
