@@ -13,22 +13,18 @@ typedef struct {
   int64_t rows, columns;
 } Block;
 
-/* One pass, and how it is run. Of a vector of few operands it holds all that a chunk takes: a line of a cache
- * that its caller wrote costs a thread 0.1 us, and a line that this one points to as much again. relu of 64k
- * float32 on two threads takes 5.4 us so, and 5.9 where they read the plan (Intel Xeon, 2026-11-28). */
+/* One pass, and how it is run. */
 typedef struct {
   const Plan* plan;
   const relu_ops_operator* op;
   const Kernel* kernel;
+  char* const* data; /* of a vector, by operand; NULL: it is none */
+  const int64_t* inner;
   int64_t extent; /* of the dimension that is divided among threads */
   int32_t split;  /* which one that is */
   bool align;     /* rows are long enough to align the output where it is not */
   bool stream;
-  Block block;    /* or nothing: rows are run as they are */
-  char* const* data; /* of a vector, by operand: often `few_data`, `few_inner`; NULL: it is none */
-  const int64_t* inner;
-  char* few_data[SHORT_OPERANDS];
-  int64_t few_inner[SHORT_OPERANDS];
+  Block block; /* or nothing: rows are run as they are */
 } Pass;
 
 /* How an operand lies inside a row: see compiler/patterns.py. */
@@ -55,6 +51,10 @@ static const Kernel* choose_kernel(const relu_ops_operator* op, const int64_t* i
 
 static int64_t at_most(int64_t most, int64_t n) {
   return n < most ? n : most;
+}
+
+static bool is_aligned(const char* out, int64_t unit) {
+  return ((uintptr_t)out & (uintptr_t)(unit - 1)) == 0;
 }
 
 /* How many elements of an output lie before the next multiple of `unit` bytes. */
@@ -96,7 +96,7 @@ static void run_streamed(const Pass* pass, char* const* data, const int64_t* row
   const Kernel* kernel = pass->kernel;
   int32_t out = op->leaf_count;
   int64_t line = LINE_BYTES / op->itemsizes[out];
-  if (until_aligned(op, data[out], LINE_BYTES) == 0 && n % line == 0 && row[out] % line == 0) {
+  if (is_aligned(data[out], LINE_BYTES) && n % line == 0 && row[out] % line == 0) {
     kernel->stream(data, row, inner, rows, n);
     return;
   }
@@ -163,7 +163,7 @@ static void run_tile(const Pass* pass, char* const* data, const int64_t* row, co
   const relu_ops_operator* op = pass->op;
   if (pass->stream) run_streamed(pass, data, row, inner, rows, n);
   else if (pass->block.rows) run_blocks(pass, data, row, inner, rows, n);
-  else if (pass->align && until_aligned(op, data[op->leaf_count], op->vector_bytes))
+  else if (pass->align && !is_aligned(data[op->leaf_count], op->vector_bytes))
     run_aligned(pass, data, row, inner, rows, n);
   else pass->kernel->call(data, row, inner, rows, n);
 }
@@ -207,14 +207,16 @@ static void run_tiles(const Pass* pass, int64_t begin, int64_t end) {
 /* A vector takes less time than its tiles to set up: one of 16 elements 20 ns so and 35 with them (AMD EPYC,
  * Zen 4, 2026-11-22). */
 static void run_vector(const Pass* pass, int64_t begin, int64_t end) {
+  static const int64_t rows[RELU_OPS_MOST_OPERANDS];
   const relu_ops_operator* op = pass->op;
   char* data[op->operand_count];
-  int64_t row[op->operand_count];
-  for (int32_t k = 0; k < op->operand_count; ++k) {
-    data[k] = pass->data[k] + begin * pass->inner[k] * op->itemsizes[k];
-    row[k] = 0;
+  if (begin == 0) {
+    run_tile(pass, pass->data, rows, pass->inner, 1, end);
+    return;
   }
-  run_tile(pass, data, row, pass->inner, 1, end - begin);
+  for (int32_t k = 0; k < op->operand_count; ++k)
+    data[k] = pass->data[k] + begin * pass->inner[k] * op->itemsizes[k];
+  run_tile(pass, data, rows, pass->inner, 1, end - begin);
 }
 
 static void run_range(const Pass* pass, int64_t begin, int64_t end) {
@@ -271,10 +273,34 @@ static int threads_of(const Plan* plan, const relu_ops_settings* settings) {
   return plan->host && plan->host->count < most ? plan->host->count : most;
 }
 
+/* A pass for several threads. Of a vector of few operands all that a chunk takes is here: a line of a cache
+ * that the caller wrote costs another thread 0.1 us, and what it points to as much again. relu of 64k float32
+ * on two threads takes 5.4 us so, and 5.9 where they read the plan (Intel Xeon, 2026-11-28). */
+typedef struct {
+  _Alignas(LINE_BYTES) Pass pass;
+  char* data[SHORT_OPERANDS];
+  int64_t inner[SHORT_OPERANDS];
+} SharedPass;
+
+static void keep_vector(SharedPass* shared) {
+  Pass* pass = &shared->pass;
+  if (!pass->data || pass->op->operand_count > SHORT_OPERANDS) return;
+  for (int32_t k = 0; k < pass->op->operand_count; ++k) {
+    shared->data[k] = pass->data[k];
+    shared->inner[k] = pass->inner[k];
+  }
+  pass->data = shared->data;
+  pass->inner = shared->inner;
+}
+
 /* A host's threads are its own: whether they sleep is not for us to know. */
-static void run_split(Pass* pass, int threads, int64_t wake_bytes) {
-  const Plan* plan = pass->plan;
+static void run_split(const Pass* whole, int threads, int64_t wake_bytes) {
+  const Plan* plan = whole->plan;
   int64_t chunks = chunks_of(plan, threads);
+  SharedPass shared;
+  Pass* pass = &shared.pass;
+  *pass = *whole;
+  keep_vector(&shared);
   pass->split = choose_split(plan, chunks);
   pass->extent = plan->extent[pass->split];
   chunks = at_most(pass->extent, chunks);
@@ -298,15 +324,6 @@ static bool can_align(const Plan* plan, const Kernel* kernel, int64_t least_byte
          ((uintptr_t)plan->data[op->leaf_count] & (uintptr_t)(itemsize - 1)) == 0;
 }
 
-static void keep_vector(Pass* pass, const int64_t* inner) {
-  size_t count = (size_t)pass->op->operand_count;
-  pass->data = pass->plan->data;
-  pass->inner = inner;
-  if (count > SHORT_OPERANDS) return;
-  pass->data = memcpy(pass->few_data, pass->data, count * sizeof(char*));
-  pass->inner = memcpy(pass->few_inner, inner, count * sizeof(int64_t));
-}
-
 static void run_pass(const Plan* plan) {
   if (plan->rank < 0) return;
   const relu_ops_settings none = {1, INT64_MAX, INT64_MAX, INT64_MAX};
@@ -315,8 +332,8 @@ static void run_pass(const Plan* plan) {
   const relu_ops_operator* op = plan->op;
   int64_t inner[op->operand_count];
   for (int32_t k = 0; k < op->operand_count; ++k) inner[k] = inner_stride(plan, k);
-  _Alignas(LINE_BYTES) Pass pass = {.plan = plan, .op = op, .kernel = choose_kernel(op, inner)};
-  if (plan->rank < 2) keep_vector(&pass, inner);
+  Pass pass = {.plan = plan, .op = op, .kernel = choose_kernel(op, inner)};
+  if (plan->rank < 2) pass.data = plan->data, pass.inner = inner;
   pass.block = choose_block(plan, settings.stream_bytes);
   pass.align = can_align(plan, pass.kernel, ALIGN_BYTES);
   pass.stream = plan->bytes >= settings.stream_bytes &&
